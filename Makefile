@@ -1,0 +1,46 @@
+# Everything runs in .venv; `make` lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo up check test bench lock golden clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## make .venv with the locked packages
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "banksman needs Python 3.11 or newer; set PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the whole thing on this machine: agents act, the two questions are answered
+	$(BIN)/banksman up --demo
+
+up: setup ## Kafka, ClickHouse and every service on this machine, until Ctrl-C
+	$(BIN)/banksman up
+
+check: setup ## format, lint, types, layers, docs: what CI runs before the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup ## every test, on a real broker and a real ClickHouse engine
+	$(BIN)/pytest
+
+bench: setup ## the measurements behind the tables in bench/
+	$(BIN)/python bench/run.py
+
+lock: setup ## resolve the dependencies again into requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	  --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
+
+golden: setup ## write the golden files again; the diff is read in review
+	$(BIN)/pytest --golden-write -p no:randomly tests/golden
+
+clean: ## remove .venv and caches (not .banksman, where the data is)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
