@@ -1,8 +1,8 @@
 """The events: one JSON object per Kafka message, one typed model per kind.
 
 A model validates and documents; it never decides what is kept. Unknown fields stay in the bytes, which are what is
-signed, stored and shown. Common to all: `v` (1), `id` (UUIDv7), `time` (the author's clock, for display and order inside
-a session), `kind` and whose it is. Units: tokens are counts, costs USD, durations milliseconds, latencies microseconds.
+signed, stored and shown. Common to all: `v` (1), `id` (UUIDv7), `time` (the author's clock, for display and order
+inside a session), `kind` and whose it is. Tokens are counts, costs USD, durations milliseconds, latencies microseconds.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class OperatorEnrolled(Control, tag="operator.enrolled", kw_only=True, omit_defa
     """A person with roles."""
 
     operator: Name
-    roles: list[Literal["viewer", "approver", "operator", "admin", "replay"]]
+    roles: list[Literal["viewer", "approver", "operator", "admin"]]
     token_id: str
     token_hash: str
 

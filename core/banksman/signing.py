@@ -1,8 +1,8 @@
 """Who wrote a record: the server secret, the keys that come from it, and the `banksman-auth` header.
 
-Every record is signed with HMAC-SHA256 over topic, key, the CloudEvents and replay headers and the bytes. An agent signs
-with an event key derived from the server secret, its project, its name and its token; a service with a service key. So
-"verified" is a function of the record and the secret alone, and comes out the same on every replay of the log.
+Every record is signed with HMAC-SHA256 over topic, key, the CloudEvents and replay headers and the bytes. An agent
+signs with an event key derived from the server secret, its project, its name and its token; a service with a service
+key. So "verified" is a function of the record and the secret alone, and comes out the same on every replay of the log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Secret:
     current: int
 
     def derive(self, version: int, *label: str) -> bytes:
-        """A 32-byte key for one purpose (HMAC-SHA256 as a KDF over the length-prefixed label). KeyError: no such version."""
+        """A 32-byte key for one purpose: HMAC-SHA256 over the length-prefixed label. KeyError: no such version."""
         text = "".join(f"{len(part)}:{part}" for part in label)
         return hmac.digest(self.versions[version], text.encode(), "sha256")
 
@@ -252,7 +252,10 @@ def parse_credential(text: str) -> Credential:
 
 
 def new_token(prefix: str) -> tuple[str, str, str]:
-    """-> (token, its id, its SHA-256). `prefix`: `bma` for agents, `bmo` for operators. 256 random bits need no slow hash."""
+    """-> (token, its id, its SHA-256). `prefix`: `bma` for agents, `bmo` for operators.
+
+    256 random bits need no slow hash.
+    """
     token_id = secrets.token_hex(8)
     token = f"{prefix}_{token_id}_{secrets.token_urlsafe(32)}"
     return token, token_id, token_hash(token)

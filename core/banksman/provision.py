@@ -1,0 +1,113 @@
+"""Creating the topics, and the checks at start-up that everything else rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from banksman.errors import BadDeployment, BrokerAway
+from banksman.topics import SPECS, Topic
+
+if TYPE_CHECKING:
+    from banksman.settings import Kafka
+
+
+async def connect_admin(settings: Kafka, *, patience: float = 30.0) -> AIOKafkaAdminClient:
+    """A started admin client; tries until `patience` seconds are over, then BrokerAway."""
+    until = time.monotonic() + patience
+    while True:
+        admin = AIOKafkaAdminClient(**settings.client())
+        try:
+            await admin.start()
+        except (KafkaError, OSError) as error:
+            await admin.close()
+            if time.monotonic() >= until:
+                raise BrokerAway(f"no broker at {settings.kafka}: {error}") from None
+            await asyncio.sleep(0.1)
+        else:
+            return admin
+
+
+async def create_topics(settings: Kafka) -> list[str]:
+    """Make the topics that are not there -> their names. What is there is left as it is; `check_topics` judges it."""
+    admin = await connect_admin(settings)
+    try:
+        there = set(await admin.list_topics())
+        wanted = [
+            NewTopic(
+                settings.topic(spec.topic),
+                num_partitions=spec.partitions or settings.partitions,
+                replication_factor=settings.replication,
+                topic_configs=spec.configs(replication=settings.replication),
+            )
+            for spec in SPECS.values()
+            if settings.topic(spec.topic) not in there
+        ]
+        if wanted:
+            answer = await admin.create_topics(wanted)
+            for name, code, message in answer.topic_errors:
+                error = for_code(code)
+                if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good
+                    raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
+        return [topic.name for topic in wanted]
+    finally:
+        await admin.close()
+
+
+async def check_topics(settings: Kafka) -> dict[Topic, int]:
+    """-> partitions per topic. BadDeployment names everything that is not as the promises need it.
+
+    `control` must be one compacted partition (its order is the truth and nothing may age out of it), every topic
+    stamped by the broker (LogAppendTime), no unclean leader election, min.insync.replicas >= 2 with 3 copies, and
+    `actions` and `decisions` must have the same number of partitions.
+    """
+    admin = await connect_admin(settings)
+    wrong: list[str] = []
+    partitions: dict[Topic, int] = {}
+    try:
+        names = {settings.topic(topic): topic for topic in SPECS}
+        described = {d["topic"]: d for d in await admin.describe_topics(list(names))}
+        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    finally:
+        await admin.close()
+    configs = {
+        resource[3]: {entry[0]: entry[1] for entry in resource[4]}
+        for answer in answers
+        for resource in answer.resources
+    }
+    for name, topic in names.items():
+        found = described.get(name)
+        if found is None or found["error_code"]:
+            wrong.append(f"{name} is not there (`banksman migrate` makes it)")
+            continue
+        spec, config = SPECS[topic], configs.get(name, {})
+        count = partitions[topic] = len(found["partitions"])
+        copies = min((len(p["replicas"]) for p in found["partitions"]), default=0)
+        if spec.partitions is not None and count != spec.partitions:
+            wrong.append(f"{name} has {count} partitions, must have {spec.partitions}")
+        must = {
+            "message.timestamp.type": "LogAppendTime",
+            "unclean.leader.election.enable": "false",
+            "cleanup.policy": "compact" if spec.compact else "delete",
+        }
+        wrong.extend(
+            f"{name}: {key} is {config.get(key)}, must be {value}"
+            for key, value in must.items()
+            if config.get(key) != value
+        )
+        if copies >= 3 and int(config.get("min.insync.replicas") or 0) < 2:
+            wrong.append(f"{name}: min.insync.replicas must be 2 or more with {copies} copies")
+        if int(config.get("max.message.bytes") or 0) < spec.max_message_bytes:
+            wrong.append(
+                f"{name}: max.message.bytes is {config.get('max.message.bytes')}, must be {spec.max_message_bytes}"
+            )
+    if partitions.get(Topic.ACTIONS) != partitions.get(Topic.DECISIONS):
+        wrong.append("actions and decisions must have the same number of partitions")
+    if wrong:
+        raise BadDeployment("Kafka is not configured as banksman needs it: " + "; ".join(wrong))
+    return partitions
