@@ -1,0 +1,1 @@
+"""Real servers for tests; the fixtures come with the embedded servers."""
