@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo up check test bench lock golden clean
+.PHONY: help setup demo up check test bench lock docs golden clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,7 @@ check: setup ## format, lint, types, layers, docs: what CI runs before the tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/build --check
 
 test: setup ## every test, on a real broker and a real ClickHouse engine
 	$(BIN)/pytest
@@ -38,6 +39,9 @@ bench: setup ## the measurements behind the tables in bench/
 lock: setup ## resolve the dependencies again into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
 	  --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
+
+docs: setup ## write the reference pages that are made from the code
+	$(BIN)/python docs/build
 
 golden: setup ## write the golden files again; the diff is read in review
 	$(BIN)/pytest --golden-write -p no:randomly tests/golden
