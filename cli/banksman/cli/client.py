@@ -1,0 +1,244 @@
+"""Operators' commands speak HTTP through this: the enforcer and the console, with an operator's token. Standard library only.
+
+    from banksman.cli import client
+    agents = client.enforcer().get("/v1/agents")
+    for message in client.console().stream("/v1/watch", {"agent": name}):  ...
+
+Whatever is not a 2xx becomes a Problem: one line for people, `status` and `body` for code, and the exit code it means. Nobody
+there is Unavailable. The token is looked for in BANKSMAN_OPERATOR_TOKEN, the file that BANKSMAN_OPERATOR_TOKEN_FILE names,
+then `admin.token` in the folder of `banksman up`; it is in no message.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from banksman import settings
+from banksman.errors import BanksmanError, InvalidSetting, Refused, Unavailable
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator, Mapping
+
+TIMEOUT_S = 10.0  # a broker's failover takes up to 6 s: an enforcer that waits for it is not away
+
+
+class Problem(BanksmanError):
+    """An answer that says no. `body`: its problem details (RFC 9457), or {} where it had none."""
+
+    def __init__(self, status: int, reason: str, body: dict[str, Any], retry_after: str | None = None) -> None:
+        self.status, self.body, self.retry_after = status, body, retry_after
+        parts = [str(part) for part in (body.get("title"), body.get("detail")) if part]
+        text = ": ".join(dict.fromkeys(parts)) or reason or "no reason given"
+        field = body.get("field")
+        super().__init__(f"{status} {f'{field}: ' if field else ''}{text}")
+
+    @property
+    def exit_code(self) -> int:
+        """2: what was asked for is wrong; 3: who asked may not; 4: try again."""
+        if self.status in (401, 403):
+            return 3
+        return 4 if self.status == 429 or self.status >= 500 else 2
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event."""
+
+    id: str
+    event: str
+    data: str
+
+
+class Client:
+    """One service's HTTP side. A connection per request: a command makes a few of them."""
+
+    def __init__(
+        self, base: str, token: str = "", *, variable: str, ca_file: str = "", timeout: float = TIMEOUT_S
+    ) -> None:
+        """`variable`: the setting that `base` came from, for messages. InvalidSetting: not an http(s) address."""
+        parts = urlsplit(base)
+        try:
+            self._host, self._port = parts.hostname, parts.port
+        except ValueError:
+            self._host = None
+        if parts.scheme not in ("http", "https") or not self._host:
+            raise InvalidSetting(f"{base!r} is not an http:// or https:// address", field=variable)
+        self.base, self._variable, self._timeout = base.rstrip("/"), variable, timeout
+        self._path = parts.path.rstrip("/")
+        self._token = token
+        self._tls = _tls(ca_file) if parts.scheme == "https" else None
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
+        """The JSON of a 2xx answer (text when it is none), or Problem, or Unavailable."""
+        return self.ask("GET", path, query)
+
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        """The same for a POST with a JSON body."""
+        return self.ask("POST", path, None, body, headers)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """One request. `query`: what is None is left out."""
+        connection, response = self._open(method, path, query, body, headers or {}, self._timeout)
+        try:
+            raw = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._away(error) from None
+        finally:
+            connection.close()
+        return _value(raw, response.headers.get_content_type())
+
+    def stream(
+        self, path: str, query: Mapping[str, Any] | None = None, *, last_id: str = "", silence: float = 40.0
+    ) -> Iterator[Message]:
+        """Server-sent events as they come. Unavailable when the connection ends or is silent for `silence` seconds
+        (the console says something every 15): begin again with the last message's id as `last_id`.
+        """
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        connection, response = self._open("GET", path, query, None, headers, silence)
+        try:
+            lines: list[str] = []
+            while raw := response.readline():
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                if line:
+                    lines.append(line)
+                elif lines:
+                    message = _message(lines, last_id)
+                    lines = []
+                    if message is not None:
+                        last_id = message.id
+                        yield message
+        except (OSError, http.client.HTTPException) as error:
+            raise self._away(error) from None
+        finally:
+            connection.close()
+        raise Unavailable(f"{self.base} ended the stream")
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: Any,
+        headers: Mapping[str, str],
+        timeout: float,
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        assert self._host is not None
+        connection = (
+            http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        )
+        asked = urlencode([(key, value) for key, value in (query or {}).items() if value is not None])
+        sent = {"Accept": "application/json", **headers}
+        if self._token:
+            sent["Authorization"] = f"Bearer {self._token}"
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        try:
+            connection.request(
+                method,
+                f"{self._path}{path}{f'?{asked}' if asked else ''}",
+                None if body is None else json.dumps(body, ensure_ascii=False).encode(),
+                sent,
+            )
+            response = connection.getresponse()
+            if response.status >= 300:
+                found = _value(response.read(), response.headers.get_content_type())
+                details = found if isinstance(found, dict) else {}
+                raise Problem(response.status, response.reason, details, response.headers.get("Retry-After"))
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._away(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
+
+    def _away(self, error: Exception) -> Unavailable:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Unavailable(
+            f"nobody answers at {self.base}: {why} ({self._variable} says where; is `banksman up` running?)"
+        )
+
+
+def enforcer(*, timeout: float = TIMEOUT_S) -> Client:
+    """The enforcer (BANKSMAN_URL), as the operator of this environment. Refused: there is no token."""
+    known = settings.load(settings.Client)
+    return Client(known.url, operator_token(known), variable="BANKSMAN_URL", ca_file=known.ca_file, timeout=timeout)
+
+
+def console(*, timeout: float = TIMEOUT_S) -> Client:
+    """The read side (BANKSMAN_CONSOLE_URL), likewise."""
+    known = settings.load(settings.Client)
+    return Client(
+        known.console_url,
+        operator_token(known),
+        variable="BANKSMAN_CONSOLE_URL",
+        ca_file=known.ca_file,
+        timeout=timeout,
+    )
+
+
+def operator_token(known: settings.Client) -> str:
+    """The token that commands act with. Refused says where it was looked for."""
+    if known.operator_token:
+        return known.operator_token.strip()
+    file = Path(known.operator_token_file or Path(settings.load(settings.Local).data) / "admin.token")
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise Refused(
+            f"no operator token: BANKSMAN_OPERATOR_TOKEN is not set and {file} cannot be read ({error.strerror})",
+            status=401,
+        ) from None
+
+
+def part(text: str) -> str:
+    """A name as one segment of a path."""
+    return quote(text, safe="")
+
+
+def _tls(ca_file: str) -> ssl.SSLContext:
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSetting(f"{ca_file} cannot be used: {error}", field="BANKSMAN_CA_FILE") from None
+
+
+def _value(raw: bytes, content_type: str) -> Any:
+    if content_type.endswith("json"):
+        try:
+            return json.loads(raw)
+        except ValueError:
+            return raw.decode("utf-8", "replace")
+    return raw.decode("utf-8", "replace")
+
+
+def _message(lines: list[str], last_id: str) -> Message | None:
+    """One event of a stream (HTML standard, server-sent events); None for a comment that only keeps the line open."""
+    event, data, id_ = "message", [], last_id
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            event = value
+        elif name == "data":
+            data.append(value)
+        elif name == "id":
+            id_ = value
+    return Message(id_, event, "\n".join(data)) if data else None
