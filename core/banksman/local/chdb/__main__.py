@@ -1,0 +1,67 @@
+"""`python -m banksman.local.chdb`: ClickHouse's HTTP interface over a folder."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from banksman.errors import BanksmanError
+from banksman.local.chdb.engine import Engine
+from banksman.local.chdb.faults import Fault
+from banksman.local.chdb.server import Server
+from banksman.local.chdb.users import load_users
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; exit 4 with one line when that cannot begin."""
+    parser = argparse.ArgumentParser(prog="python -m banksman.local.chdb", description=__doc__)
+    parser.add_argument("--path", type=Path, required=True, help="folder of the data; one process owns it")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8123, help="0: any free one")
+    parser.add_argument("--users", type=Path, required=True, help="JSON file (0600) of users")
+    parser.add_argument(
+        "--host-name", action="append", default=[], help="name that a Host header may carry besides loopback's"
+    )
+    parser.add_argument("--max-body", type=int, default=1 << 30, help="largest request body in bytes, decompressed")
+    parser.add_argument("--memory", type=int, default=4 << 30, help="most memory that one query may take, in bytes")
+    chosen = parser.parse_args()
+    try:
+        users = load_users(chosen.users)
+        chosen.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        engine = Engine(chosen.path, memory=chosen.memory)
+    except Fault as fault:
+        locked = "Cannot lock file" in fault.text or "already" in fault.text
+        print(f"{chosen.path}: {'another server works in this folder' if locked else fault.text}", file=sys.stderr)
+        return 4
+    except (BanksmanError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 4
+    try:
+        names = frozenset({chosen.host, *chosen.host_name})
+        server = Server((chosen.host, chosen.port), engine, users, max_body=chosen.max_body, hosts=names)
+    except OSError as error:
+        print(f"cannot listen on {chosen.host}:{chosen.port}: {error.strerror}", file=sys.stderr)
+        engine.close()
+        return 4
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        threading.Thread(target=server.shutdown).start()  # it waits for the loop that this handler interrupts
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    print(f"listening http://{chosen.host}:{server.server_address[1]}", flush=True)
+    server.serve_forever(poll_interval=0.1)
+    server.server_close()
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
