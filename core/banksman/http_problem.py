@@ -1,0 +1,102 @@
+"""RFC 9457 problem details: every answer of ours that is not what was asked for."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+
+    from starlette.routing import BaseRoute
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Problem(Exception):
+    """An answer that is not what was asked for, as RFC 9457 problem details. Raise it anywhere below a `Guard`."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        field: str = "",
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.field, self.retry_after = status, detail, field, retry_after
+        self._headers, self._more = headers or {}, more
+
+    def body(self) -> bytes:
+        """The JSON: `type`, `title`, `status`, `detail`, and `field` (the path of the field) where one is wrong."""
+        told: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.field:
+            told["field"] = self.field
+        return _encode(told | self._more)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of the answer, but content-length."""
+        made = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
+        if self.retry_after is not None:
+            made.append((b"retry-after", b"%d" % max(1, round(self.retry_after))))
+        if self.status == 401:
+            made.append((b"www-authenticate", b'Bearer realm="banksman"'))
+        made.extend((name.lower().encode(), value.encode()) for name, value in self._headers.items())
+        return made
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send it: a problem is an ASGI application of its own."""
+        body = self.body()
+        headers = [*self.headers(), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def problem(status: int, detail: str, *, field: str = "", retry_after: float | None = None, **more: Any) -> Problem:
+    """A problem to raise, or to return where an ASGI application or a Starlette response is wanted."""
+    return Problem(status, detail, field=field, retry_after=retry_after, **more)
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was whole: there is nobody to answer."""
+
+
+def routed(routes: Sequence[BaseRoute]) -> Application:
+    """Starlette's routing, with a `Problem` for everything that goes wrong in it, 404 and 405 too.
+
+    Starlette's own outermost layer would answer errors itself and raise them again; here they reach the `Guard`.
+    """
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.exceptions import ExceptionMiddleware
+    from starlette.routing import Router
+
+    async def itself(_request: Any, error: Exception) -> Any:
+        return error
+
+    async def http(_request: Any, error: Exception) -> Any:
+        assert isinstance(error, HTTPException)
+        detail = {404: "there is nothing here", 405: "this method is not for this address"}.get(error.status_code)
+        return Problem(error.status_code, detail or error.detail, headers=error.headers)
+
+    app = ExceptionMiddleware(Router(routes, redirect_slashes=False), handlers={Problem: itself, HTTPException: http})
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = app  # without one Starlette answers 404 and 405 in plain text
+        await app(scope, receive, send)
+
+    return answer
