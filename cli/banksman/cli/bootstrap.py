@@ -1,0 +1,97 @@
+"""The first operator: written straight into `control`, signed with the server secret, because nobody could ask for it yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from banksman import codec
+from banksman.bus import producer
+from banksman.errors import InvalidEvent, InvalidInput
+from banksman.events import Event, OperatorEnrolled, is_name, rfc3339, uuid7
+from banksman.identities import Identities, Operator
+from banksman.signing import Signer, Verifier, header_map, may_write, service_signer, token_hash
+from banksman.topics import Topic
+
+if TYPE_CHECKING:
+    from aiokafka.structs import ConsumerRecord
+
+    from banksman.settings import Kafka
+    from banksman.signing import Secret
+
+FIRST = "admin"
+
+
+async def known_identities(kafka: Kafka, secret: Secret) -> Identities:
+    """Who `control` says is known, up to its end as it is now. Only verified records count."""
+    where = TopicPartition(kafka.topic(Topic.CONTROL), 0)
+    consumer = AIOKafkaConsumer(**kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
+    identities, verifier = Identities(), Verifier(secret)
+    await consumer.start()
+    try:
+        consumer.assign([where])
+        await consumer.seek_to_beginning(where)
+        end = (await consumer.end_offsets([where]))[where]
+        while await consumer.position(where) < end:
+            for record in (await consumer.getmany(timeout_ms=500)).get(where, []):
+                event = _verified(record, verifier)
+                if event is not None:
+                    identities.apply(event)
+    finally:
+        await consumer.stop()
+    return identities
+
+
+def _verified(record: ConsumerRecord, verifier: Verifier) -> Event | None:
+    if record.value is None:
+        return None
+    try:
+        event = codec.decode(record.value, Topic.CONTROL)
+    except InvalidEvent:
+        return None  # the archiver puts it into `dead`; here it only must not count
+    author = verifier.author(record.topic, record.key, record.headers, record.value)
+    kind = str(type(event).__struct_config__.tag)
+    named = header_map(record.headers)
+    fits = named.get("ce_id") == event.id and named.get("ce_type") == f"banksman.{kind}"
+    return event if fits and may_write(author, Topic.CONTROL, kind=kind, project=None, agent=None) else None
+
+
+async def enrol_operator(
+    kafka: Kafka, signer: Signer, *, name: str, roles: list[str], token: str, source: str, reason: str
+) -> None:
+    """Append a signed `operator.enrolled`. Returns when it is acknowledged."""
+    if not is_name(name):
+        raise InvalidInput("is not a name (letters, digits and . _ @ : -, at most 128)", field=name)
+    event = OperatorEnrolled(
+        v=1, id=uuid7(), time=rfc3339(), source=source, operator=name, roles=list(roles),  # type: ignore[arg-type]
+        token_id=token.split("_")[1], token_hash=token_hash(token), reason=reason,
+    )  # fmt: skip
+    topic, key, value = kafka.topic(Topic.CONTROL), f"operator.enrolled/{event.id}".encode(), codec.encode(event)
+    headers = signer.headers(topic, key, value, id=event.id, kind="operator.enrolled", time=event.time, source=source)
+    sender = producer(kafka)
+    await sender.start()
+    try:
+        await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
+    finally:
+        await sender.stop()
+
+
+async def ensure_admin(kafka: Kafka, secret: Secret, token: str, *, source: str) -> str | None:
+    """See to it that `token` is an admin's -> the name of one who was enrolled now, or None.
+
+    The token's file is written before the record: whoever is killed in between finds the file and enrols that token.
+    When another `admin` is known already (its token file was lost), the next is called admin-2.
+    """
+    identities = await known_identities(kafka, secret)
+    known = identities.by_token(token)
+    if isinstance(known, Operator) and known.may("admin"):
+        return None
+    number, name = 1, FIRST
+    while name in identities.operators:
+        number += 1
+        name = f"{FIRST}-{number}"
+    signer = service_signer(secret, "up")
+    reason = "first admin of this machine"
+    await enrol_operator(kafka, signer, name=name, roles=["admin"], token=token, source=source, reason=reason)
+    return name
