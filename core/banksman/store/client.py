@@ -1,0 +1,146 @@
+"""Connections to ClickHouse, real or embedded alike. The only file that imports clickhouse_connect."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from urllib3.exceptions import HTTPError
+
+from banksman.errors import InvalidInput, InvalidSetting, StoreAway
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clickhouse_connect.driver.client import Client
+
+    from banksman.settings import ClickHouse
+
+# Errors that are about the data or the question: trying again cannot help. Everything else (disk, memory, too many parts,
+# network, and what nobody foresaw) may pass.
+_ABOUT_DATA = frozenset({6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 190, 321, 349, 407, 441, 467, 561, 645})
+_ABOUT_QUESTION = frozenset({36, 42, 43, 44, 46, 47, 60, 62, 63, 81, 115, 164, 179, 184, 215, 386, 456, 497})
+_TOO_MUCH = frozenset({158, 159, 160, 241, 307, 396})
+_CODE = re.compile(r"(?:code:|Code:) ?(\d+)")
+
+
+class BadData(InvalidInput):
+    """ClickHouse refused rows for what is in them."""
+
+
+class BadQuestion(InvalidInput):
+    """ClickHouse refused a query: it is wrong, not allowed, or asks for too much. `code` is ClickHouse's."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def too_much(self) -> bool:
+        """It ran into a limit of time, rows, bytes or memory."""
+        return self.code in _TOO_MUCH
+
+
+class Store:
+    """One user's connection. Blocking; safe to use from several threads. Every error is one of ours."""
+
+    def __init__(self, settings: ClickHouse, *, reader: bool, timeout: float = 30.0) -> None:
+        self.database = settings.clickhouse_database
+        self._settings, self._reader, self._timeout = settings, reader, timeout
+        self._client: Client | None = None
+
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, limits: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows as dicts. `parameters` are bound by the server (`{name:Type}`), never pasted into the text.
+
+        StoreAway: no answer, or the server is out of something. BadQuestion: the query itself.
+        """
+        names, rows = self.table(sql, parameters, limits=limits)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def table(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, limits: Mapping[str, Any] | None = None
+    ) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """(column names, rows), otherwise as `query`."""
+        try:
+            result = self._connected().query(sql, parameters=dict(parameters or {}), settings=dict(limits or {}))
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._ours(error) from None
+        return result.column_names, result.result_rows
+
+    def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        """A statement without rows."""
+        try:
+            self._connected().command(sql, parameters=dict(parameters or {}))
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._ours(error) from None
+
+    def insert(self, table: str, lines: bytes) -> None:
+        """Rows as JSON lines in one block: all of them are there when this returns, or none.
+
+        StoreAway: try the same again. BadData: a row in it can never be stored.
+        """
+        try:
+            self._connected().raw_insert(
+                f"`{self.database}`.`{table}`",
+                insert_block=lines,
+                fmt="JSONEachRow",
+                settings={
+                    "max_insert_block_size": 10_000_000,  # one insert is one block, there or not there
+                    "min_insert_block_size_rows": 0,
+                    "min_insert_block_size_bytes": 0,
+                    "input_format_parallel_parsing": 0,
+                    "input_format_skip_unknown_fields": 0,
+                },
+            )
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._ours(error) from None
+
+    def close(self) -> None:
+        """Let the connection go."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            address = urlsplit(self._settings.clickhouse)
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise InvalidSetting(
+                    f"{self._settings.clickhouse!r} is no http(s) address", field="BANKSMAN_CLICKHOUSE"
+                )
+            user, password = self._settings.reader() if self._reader else self._settings.writer()
+            secure = address.scheme == "https"
+            self._client = clickhouse_connect.get_client(
+                host=address.hostname,
+                port=address.port or (8443 if secure else 8123),
+                secure=secure,
+                ca_cert=self._settings.clickhouse_ca_file or None,
+                username=user,
+                password=password,
+                connect_timeout=2,
+                send_receive_timeout=self._timeout,
+                autogenerate_session_id=False,  # a session is locked by each of its queries; ours run side by side
+                query_retries=0,
+                compress=False,
+            )
+        return self._client
+
+    def _ours(self, error: Exception) -> Exception:
+        text = str(error).replace("\n", " ").strip()
+        found = _CODE.search(text)
+        code = int(found[1]) if found else 0
+        said = re.sub(r"\(for url [^)]*\)|Received ClickHouse exception, code: \d+, server response: ", "", text)[:1000]
+        if code in _ABOUT_DATA:
+            return BadData(said)
+        if code in _ABOUT_QUESTION or (self._reader and code in _TOO_MUCH):
+            return BadQuestion(said, code)
+        if code in (192, 193, 194, 516):
+            return InvalidSetting(f"ClickHouse refuses the user: {said}", field="BANKSMAN_CLICKHOUSE_USER or _PASSWORD")
+        if not found:  # nobody answered: the next call makes a new connection
+            self._client = None
+        return StoreAway(f"ClickHouse at {self._settings.clickhouse}: {said}")
