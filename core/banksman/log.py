@@ -18,5 +18,10 @@ def configure(service: str, level: int = logging.INFO) -> logging.Logger:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # a broker that is away is said once, by us
+    hush_kafka(logging.ERROR)
     return logging.getLogger("banksman")
+
+
+def hush_kafka(level: int = logging.CRITICAL) -> None:
+    """Keep the Kafka client's own messages below `level` quiet: that a broker is away is said once, by us."""
+    logging.getLogger("aiokafka").setLevel(level)

@@ -33,30 +33,40 @@ async def connect_admin(settings: Kafka, *, patience: float = 30.0) -> AIOKafkaA
             return admin
 
 
-async def create_topics(settings: Kafka) -> list[str]:
-    """Make the topics that are not there -> their names. What is there is left as it is; `check_topics` judges it."""
+async def missing_topics(settings: Kafka) -> list[str]:
+    """Names of the topics that are not there."""
     admin = await connect_admin(settings)
     try:
         there = set(await admin.list_topics())
-        wanted = [
-            NewTopic(
-                settings.topic(spec.topic),
-                num_partitions=spec.partitions or settings.partitions,
-                replication_factor=settings.replication,
-                topic_configs=spec.configs(replication=settings.replication),
-            )
-            for spec in SPECS.values()
-            if settings.topic(spec.topic) not in there
-        ]
-        if wanted:
-            answer = await admin.create_topics(wanted)
-            for name, code, message in answer.topic_errors:
-                error = for_code(code)
-                if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good
-                    raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
-        return [topic.name for topic in wanted]
     finally:
         await admin.close()
+    return [name for name in map(settings.topic, SPECS) if name not in there]
+
+
+async def create_topics(settings: Kafka) -> list[str]:
+    """Make the topics that are not there -> their names. What is there is left as it is; `check_topics` judges it."""
+    missing = await missing_topics(settings)
+    wanted = [
+        NewTopic(
+            settings.topic(spec.topic),
+            num_partitions=spec.partitions or settings.partitions,
+            replication_factor=settings.replication,
+            topic_configs=spec.configs(replication=settings.replication),
+        )
+        for spec in SPECS.values()
+        if settings.topic(spec.topic) in missing
+    ]
+    if wanted:
+        admin = await connect_admin(settings)
+        try:
+            answer = await admin.create_topics(wanted)
+        finally:
+            await admin.close()
+        for name, code, message in answer.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good
+                raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
+    return missing
 
 
 async def check_topics(settings: Kafka) -> dict[Topic, int]:

@@ -38,7 +38,7 @@ class Folder:
 
 def password(file: Path) -> str:
     """The password in `file`; a new one is made when there is no file yet."""
-    return _kept(file, lambda: secrets.token_urlsafe(24))
+    return _kept(file, lambda: secrets.token_urlsafe(32))
 
 
 def operator_token(file: Path) -> str:

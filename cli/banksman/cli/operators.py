@@ -48,12 +48,13 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
     """Write the enrolment into `control` ourselves. InvalidInput: the name is taken."""
     import asyncio
 
-    from banksman import settings
+    from banksman import log, settings
     from banksman.cli.bootstrap import enrol_operator, known_identities
     from banksman.errors import InvalidInput
     from banksman.identities import roles_from
     from banksman.signing import load_secret, new_token, service_signer
 
+    log.hush_kafka()
     kafka = settings.load(settings.Kafka)
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     token, _, _ = new_token("bmo")
