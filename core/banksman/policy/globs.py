@@ -1,0 +1,197 @@
+"""Globs: what a pattern means, and the cheapest way to ask whether a value matches.
+
+* Paths (repositories, branches, files, hosts, everything that is no ARN): `*` and `?` stay inside one `/` segment, `**`
+  crosses segments, and `**/` at the start of a segment is any number of whole segments, none included (as on GitHub).
+* ARNs: six parts; wildcards stay inside a part, and in the sixth they match everything (as in AWS IAM).
+* Actions: `*` and `?` match everything.
+
+There are no sets, alternatives, negations or escapes; a pattern that seems to use one is refused, because a `never`
+that reads like a set and matches nothing would be worse than no rule. Most patterns become plain string operations;
+the rest go to RE2, which takes time linear in the value whatever the pattern.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import re2
+
+from banksman.policy.normal import bad_branch, bad_resource, bad_text
+
+Matcher = Callable[[str], object]
+"""Truthy when the value matches."""
+
+MAX_WILDCARDS = 16
+
+
+class Custom(enum.Enum):
+    """Whose custom a pattern follows. ARNs are told by their first four characters."""
+
+    RESOURCE = "resource"
+    BRANCH = "branch"
+    ACTION = "action"
+
+
+class _Wild(enum.Enum):
+    ONE = "[^/]"
+    MANY = "[^/]*"
+    ONE_IN_PART = "[^:]"
+    MANY_IN_PART = "[^:]*"
+    ONE_OF_ALL = "."
+    ALL = ".*"
+    DIRECTORIES = "(?:.*/)?"
+
+
+def bad_pattern(custom: Custom, service: str, pattern: str) -> str | None:
+    """What is wrong with a pattern, in words that follow it; None when nothing is."""
+    if custom is Custom.RESOURCE:
+        wrong = bad_resource(service, pattern)
+    else:
+        wrong = bad_branch(pattern) if custom is Custom.BRANCH else bad_text(pattern)
+    if wrong:
+        return f"{wrong}: it would never match, since such operations are denied as not_canonical"
+    if pattern.startswith("!"):
+        return "begins with !, which is no negation here; put what is forbidden under `never`"
+    for char in "[]{}":
+        if char in pattern:
+            return f"holds {char}, which is no set or alternative here; list the patterns, or write ? for one character"
+    if "***" in pattern:
+        return "holds ***; write * or **"
+    if pattern.count("*") + pattern.count("?") > MAX_WILDCARDS:
+        return f"holds more than {MAX_WILDCARDS} wildcards"
+    return None
+
+
+def has_wildcard(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+@lru_cache(maxsize=16384)
+def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) -> Matcher | None:
+    """One matcher for a list of patterns that `bad_pattern` has nothing against; None: anything matches."""
+    exact: set[str] = set()
+    prefixes: list[str] = []
+    others: list[Matcher] = []
+    for pattern in patterns:
+        tokens = _tokens(custom, service, pattern)
+        match tokens:
+            case [_Wild.ALL]:
+                return None
+            case [str(literal)]:
+                exact.add(literal)
+            case [str(literal), _Wild.ALL]:
+                prefixes.append(literal)
+            case _:
+                others.append(_matcher(tokens))
+    return _any_of(exact, tuple(prefixes), others)
+
+
+def _tokens(custom: Custom, service: str, pattern: str) -> list[str | _Wild]:
+    """The pattern as literals (joined) and wildcards."""
+    if custom is Custom.ACTION or (service == "aws" and pattern == "*"):
+        # In IAM a lone * as the resource is everything; as a path it would not even match a key in a bucket.
+        return _joined(pattern, 0, one=_Wild.ONE_OF_ALL, many=_Wild.ALL, all_=_Wild.ALL)
+    if custom is Custom.RESOURCE and pattern.startswith("arn:"):
+        head = ":".join(pattern.split(":", 5)[:5]) + ":"
+        first = _joined(head, 0, one=_Wild.ONE_IN_PART, many=_Wild.MANY_IN_PART, all_=_Wild.MANY_IN_PART)
+        rest = _joined(pattern, len(head), one=_Wild.ONE_OF_ALL, many=_Wild.ALL, all_=_Wild.ALL)
+        if rest and isinstance(rest[0], str) and isinstance(first[-1], str):
+            return [*first[:-1], first[-1] + rest[0], *rest[1:]]
+        return first + rest
+    return _joined(pattern, 0, one=_Wild.ONE, many=_Wild.MANY, all_=_Wild.ALL, directories=True)
+
+
+def _joined(
+    pattern: str, start: int, *, one: _Wild, many: _Wild, all_: _Wild, directories: bool = False
+) -> list[str | _Wild]:
+    found: list[str | _Wild] = []
+    at = literal = start
+    while at < len(pattern):
+        if pattern[at] not in "*?":
+            at += 1
+            continue
+        if literal < at:
+            found.append(pattern[literal:at])
+        if directories and pattern.startswith("**/", at) and (at == 0 or pattern[at - 1] == "/"):
+            found.append(_Wild.DIRECTORIES)
+            at += 3
+        elif pattern.startswith("**", at):
+            found.append(all_)
+            at += 2
+        else:
+            found.append(one if pattern[at] == "?" else many)
+            at += 1
+        literal = at
+    if literal < at:
+        found.append(pattern[literal:])
+    return found
+
+
+def _matcher(tokens: Sequence[str | _Wild]) -> Matcher:
+    wild = [token for token in tokens if isinstance(token, _Wild)]
+    if wild == [_Wild.MANY]:
+        return _one_star(tokens)
+    if all(token is _Wild.ALL for token in wild):
+        return _only_all(tokens)
+    source = "".join(token.value if isinstance(token, _Wild) else re2.escape(token) for token in tokens)
+    options = re2.Options()
+    options.log_errors = False
+    matches: Matcher = re2.compile(f"(?s){source}", options).fullmatch
+    return matches
+
+
+def _one_star(tokens: Sequence[str | _Wild]) -> Matcher:
+    """`a*b`, the star inside one segment: the commonest of all (`feature/*`, `*.csv`)."""
+    before = tokens[0] if isinstance(tokens[0], str) else ""
+    after = tokens[-1] if isinstance(tokens[-1], str) else ""
+    least, start, end = len(before) + len(after), len(before), -len(after) or None
+
+    if end is None:
+        return lambda value: value.startswith(before) and value.find("/", start) < 0
+
+    def star(value: str) -> bool:
+        return (
+            len(value) >= least
+            and value.startswith(before)
+            and value.endswith(after)
+            and value.find("/", start, len(value) + end) < 0
+        )
+
+    return star
+
+
+def _only_all(tokens: Sequence[str | _Wild]) -> Matcher:
+    """Literals with wildcards between them that match everything: each literal at its first place is enough."""
+    before = tokens[0] if isinstance(tokens[0], str) else ""
+    after = tokens[-1] if isinstance(tokens[-1], str) else ""
+    inner = [token for token in tokens[bool(before) : len(tokens) - bool(after)] if isinstance(token, str)]
+    start, tail = len(before), len(after)
+
+    def crossing(value: str) -> bool:
+        if len(value) < start + tail or not value.startswith(before) or not value.endswith(after):
+            return False
+        at, end = start, len(value) - tail
+        for literal in inner:
+            at = value.find(literal, at, end)
+            if at < 0:
+                return False
+            at += len(literal)
+        return True
+
+    return crossing
+
+
+def _any_of(exact: set[str], prefixes: tuple[str, ...], others: list[Matcher]) -> Matcher:
+    found: list[Matcher] = list(others)
+    if prefixes:
+        found.insert(0, lambda value: value.startswith(prefixes))
+    if exact:
+        found.insert(0, frozenset(exact).__contains__)
+    if len(found) == 1:
+        return found[0]
+    if len(found) == 2:
+        first, second = found
+        return lambda value: first(value) or second(value)
+    return lambda value: any(matches(value) for matches in found)

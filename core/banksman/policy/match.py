@@ -1,0 +1,122 @@
+"""From rules to a verdict: `never` > `require_approval` > `allow` > default deny, whatever their order.
+
+`judge` is the whole meaning of a policy once it is known which rules match; `match_rule` says whether one does. Both
+are plain and slow enough to read; `compile.py` only arranges that they are asked as seldom as possible.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from banksman.policy.verbs import is_read_only
+from banksman.policy.verdict import ASK, FREE, LOGGED, NEVER, Approvers, Outcome, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from banksman.policy.rules import Policy, Rule
+
+_NOBODY_IN_PARTICULAR = Approvers()
+
+
+class Answer(NamedTuple):
+    """A verdict without its operation: shared by all operations that match the same rules."""
+
+    decision: Outcome
+    tier: int
+    rule: str | None
+    reason: Reason
+    matched: tuple[str, ...]
+    approvers: tuple[Approvers, ...]
+    shadow: Outcome | None
+    policy: str | None
+    policy_version: str | None
+    owner: str | None
+
+
+NO_POLICY = Answer("deny", NEVER, None, Reason.NO_POLICY, (), (), None, None, None, None)
+
+
+class _Judged(NamedTuple):
+    decision: Outcome
+    tier: int
+    rule: str | None
+    reason: Reason
+    approvers: tuple[Approvers, ...] = ()
+
+
+def judge(
+    policy: Policy,
+    agent: str,
+    service: str,
+    action: str,
+    matched: Sequence[Rule],
+    missing: Sequence[Rule],
+    *,
+    otherwise: Reason = Reason.DEFAULT_DENY,
+) -> Answer:
+    """The answer when `matched` match and `missing` (never and require_approval) would, had the operation named its
+    branch or resource. Both with guardrails first, in the order of the file. `otherwise`: why, when nothing matches.
+    """
+    said = _combine(service, action, matched, missing, otherwise)
+    shadow: Outcome | None = None
+    if policy.shadow:
+        # Shadow never covers guardrails: what they say alone is in force, the rest is only noted.
+        held = _combine(
+            service,
+            action,
+            [rule for rule in matched if rule.guardrail],
+            [rule for rule in missing if rule.guardrail],
+            otherwise,
+        )
+        if held.reason is otherwise:
+            said, shadow = said._replace(decision="allow", approvers=()), said.decision
+        elif held.decision != said.decision:
+            said, shadow = held, said.decision
+        else:
+            said = held
+    ids = tuple(rule.id for rule in matched)
+    return Answer(
+        said.decision, said.tier, said.rule, said.reason, ids, said.approvers, shadow,
+        policy.project, policy.version, policy.owner_of(agent),
+    )  # fmt: skip
+
+
+def refuse(policy: Policy, agent: str, reason: Reason) -> Answer:
+    """The answer to an operation that no rule is asked about: an unknown agent, a spelling that is not the one.
+
+    In shadow mode it is only noted, unless the policy has guardrails: a spelling that cannot be matched may be one of
+    what they forbid.
+    """
+    covered = policy.shadow and not policy.guardrails
+    return Answer(
+        "allow" if covered else "deny", NEVER, None, reason, (), (), "deny" if covered else None,
+        policy.project, policy.version, policy.owner_of(agent),
+    )  # fmt: skip
+
+
+def _combine(service: str, action: str, matched: Sequence[Rule], missing: Sequence[Rule], otherwise: Reason) -> _Judged:
+    for rule in matched:
+        if rule.effect == "never":
+            return _Judged("deny", NEVER, rule.id, Reason.GUARDRAIL if rule.guardrail else Reason.NEVER)
+    if missing:
+        return _Judged("deny", NEVER, missing[0].id, Reason.INCOMPLETE_OPERATION)
+    asking = [rule for rule in matched if rule.effect == "require_approval"]
+    if asking:
+        # Every matching rule's approvers are asked for, so that the order of rules cannot pick the easier one.
+        wanted = sorted({rule.approvers or _NOBODY_IN_PARTICULAR for rule in asking}, key=_as_tuple)
+        return _Judged("approve", ASK, asking[0].id, Reason.APPROVAL_REQUIRED, tuple(wanted))
+    allowing = [(allow_tier(rule, service, action), rule) for rule in matched]
+    if allowing:
+        tier = max(tier for tier, _ in allowing)
+        return _Judged("allow", tier, next(rule.id for at, rule in allowing if at == tier), Reason.ALLOWED)
+    return _Judged("deny", NEVER, None, otherwise)
+
+
+def _as_tuple(approvers: Approvers) -> tuple[tuple[str, ...], int, int]:
+    return approvers.any, approvers.min, approvers.expires
+
+
+def allow_tier(rule: Rule, service: str, action: str) -> int:
+    """The tier that an `allow` rule gives this action: its own, else 1 for what only reads and 2 for the rest."""
+    return rule.tier or (FREE if is_read_only(service, action) else LOGGED)
