@@ -56,12 +56,22 @@ class Message:
 
 
 class Client:
-    """One service's HTTP side. A connection per request: a command makes a few of them."""
+    """One service's HTTP side. A connection per request, as a command makes a few of them; with `keep` one connection that
+    stays open, for one thread that asks thousands of times.
+    """
 
     def __init__(
-        self, base: str, token: str = "", *, variable: str, ca_file: str = "", timeout: float = TIMEOUT_S
+        self,
+        base: str,
+        token: str = "",
+        *,
+        variable: str,
+        ca_file: str = "",
+        timeout: float = TIMEOUT_S,
+        keep: bool = False,
     ) -> None:
         """`variable`: the setting that `base` came from, for messages. InvalidSetting: not an http(s) address."""
+        self._keep, self._kept = keep, None  # type: bool, http.client.HTTPConnection | None
         parts = urlsplit(base)
         try:
             self._host, self._port = parts.hostname, parts.port
@@ -92,13 +102,24 @@ class Client:
     ) -> Any:
         """One request. `query`: what is None is left out."""
         connection, response = self._open(method, path, query, body, headers or {}, self._timeout)
+        whole = False
         try:
             raw = response.read()
+            whole = True
         except (OSError, http.client.HTTPException) as error:
             raise self._away(error) from None
         finally:
-            connection.close()
+            if self._keep and whole and not response.will_close:
+                self._kept = connection
+            else:
+                connection.close()
         return _value(raw, response.headers.get_content_type())
+
+    def close(self) -> None:
+        """Let a kept connection go."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def stream(
         self, path: str, query: Mapping[str, Any] | None = None, *, last_id: str = "", silence: float = 40.0
@@ -135,26 +156,27 @@ class Client:
         headers: Mapping[str, str],
         timeout: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        assert self._host is not None
-        connection = (
-            http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
-            if self._tls
-            else http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        )
         asked = urlencode([(key, value) for key, value in (query or {}).items() if value is not None])
+        target = f"{self._path}{path}{f'?{asked}' if asked else ''}"
         sent = {"Accept": "application/json", **headers}
         if self._token:
             sent["Authorization"] = f"Bearer {self._token}"
         if body is not None:
             sent["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        kept, self._kept = self._kept, None
+        connection = kept or self._connect(timeout)
         try:
-            connection.request(
-                method,
-                f"{self._path}{path}{f'?{asked}' if asked else ''}",
-                None if body is None else json.dumps(body, ensure_ascii=False).encode(),
-                sent,
-            )
-            response = connection.getresponse()
+            try:
+                connection.request(method, target, data, sent)
+                response = connection.getresponse()
+            except (ConnectionError, http.client.BadStatusLine):
+                if kept is None:
+                    raise
+                connection.close()  # the other side let go of an idle connection: that is no answer, ask on a new one
+                connection = self._connect(timeout)
+                connection.request(method, target, data, sent)
+                response = connection.getresponse()
             if response.status >= 300:
                 found = _value(response.read(), response.headers.get_content_type())
                 details = found if isinstance(found, dict) else {}
@@ -167,6 +189,12 @@ class Client:
             raise
         return connection, response
 
+    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+        assert self._host is not None
+        if self._tls:
+            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+
     def _away(self, error: Exception) -> Unavailable:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Unavailable(
@@ -174,10 +202,12 @@ class Client:
         )
 
 
-def enforcer(*, timeout: float = TIMEOUT_S) -> Client:
+def enforcer(*, timeout: float = TIMEOUT_S, keep: bool = False) -> Client:
     """The enforcer (BANKSMAN_URL), as the operator of this environment. Refused: there is no token."""
     known = settings.load(settings.Client)
-    return Client(known.url, operator_token(known), variable="BANKSMAN_URL", ca_file=known.ca_file, timeout=timeout)
+    return Client(
+        known.url, operator_token(known), variable="BANKSMAN_URL", ca_file=known.ca_file, timeout=timeout, keep=keep
+    )
 
 
 def console(*, timeout: float = TIMEOUT_S) -> Client:

@@ -1,0 +1,1 @@
+"""`banksman up --demo`: recorded and live agents, the two questions, and proof that every action is in the log once."""
