@@ -18,7 +18,7 @@ from aiokafka.partitioner import murmur2
 from banksman.errors import BrokerAway, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from aiokafka.structs import ConsumerRecord
 
@@ -165,8 +165,12 @@ def _fail(record: _Record, error: Exception) -> None:
         record.acknowledged.exception()  # looked at: a caller that went away must not make a warning of it
 
 
-async def read_from_start(settings: Kafka, topic: str, partition: int = 0) -> AsyncIterator[list[ConsumerRecord]]:
+async def read_from_start(
+    settings: Kafka, topic: str, partition: int = 0
+) -> AsyncGenerator[list[ConsumerRecord], None]:
     """Every record of one partition from its beginning, in batches, for ever; an empty batch when nothing new came.
+
+    Leave it through `contextlib.aclosing`, or its consumer stays open.
 
     Raises aiokafka's OffsetOutOfRangeError when the log under the reader is gone: what it knows is not the truth then.
     """

@@ -46,6 +46,11 @@ def rfc3339(moment: datetime | None = None) -> str:
     return moment.isoformat(timespec="microseconds")[:26] + "Z"
 
 
+def rfc3339_ms(ms: int) -> str:
+    """Milliseconds since 1970 (Kafka's timestamps) -> RFC 3339."""
+    return rfc3339(datetime.fromtimestamp(ms / 1000, UTC))
+
+
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
     """What every event has. A subclass's tag is its `kind`; `topic` says where it may be published."""
 
