@@ -142,37 +142,38 @@ def _matcher(tokens: Sequence[str | _Wild]) -> Matcher:
     return matches
 
 
+# What the matchers below need is bound as defaults, not closed over: one tuple next to the function instead of a cell
+# for each. With 10,000 agents' patterns in memory, that is what a decision waits for.
+
+
 def _one_star(tokens: Sequence[str | _Wild]) -> Matcher:
     """`a*b`, the star inside one segment: the commonest of all (`feature/*`, `*.csv`)."""
-    before = tokens[0] if isinstance(tokens[0], str) else ""
-    after = tokens[-1] if isinstance(tokens[-1], str) else ""
-    least, start, end = len(before) + len(after), len(before), -len(after) or None
+    before, after = _ends(tokens)
 
-    if end is None:
-        return lambda value: value.startswith(before) and value.find("/", start) < 0
+    def prefix(value: str, before: str = before, start: int = len(before)) -> bool:
+        return value.startswith(before) and value.find("/", start) < 0
 
-    def star(value: str) -> bool:
+    def star(value: str, before: str = before, after: str = after) -> bool:
+        end = len(value) - len(after)
         return (
-            len(value) >= least
+            len(before) <= end
             and value.startswith(before)
             and value.endswith(after)
-            and value.find("/", start, len(value) + end) < 0
+            and value.find("/", len(before), end) < 0
         )
 
-    return star
+    return star if after else prefix
 
 
 def _only_all(tokens: Sequence[str | _Wild]) -> Matcher:
     """Literals with wildcards between them that match everything: each literal at its first place is enough."""
-    before = tokens[0] if isinstance(tokens[0], str) else ""
-    after = tokens[-1] if isinstance(tokens[-1], str) else ""
-    inner = [token for token in tokens[bool(before) : len(tokens) - bool(after)] if isinstance(token, str)]
-    start, tail = len(before), len(after)
+    before, after = _ends(tokens)
+    inner = tuple(token for token in tokens[bool(before) : len(tokens) - bool(after)] if isinstance(token, str))
 
-    def crossing(value: str) -> bool:
-        if len(value) < start + tail or not value.startswith(before) or not value.endswith(after):
+    def crossing(value: str, before: str = before, inner: tuple[str, ...] = inner, after: str = after) -> bool:
+        at, end = len(before), len(value) - len(after)
+        if at > end or not value.startswith(before) or not value.endswith(after):
             return False
-        at, end = start, len(value) - tail
         for literal in inner:
             at = value.find(literal, at, end)
             if at < 0:
@@ -183,15 +184,29 @@ def _only_all(tokens: Sequence[str | _Wild]) -> Matcher:
     return crossing
 
 
+def _ends(tokens: Sequence[str | _Wild]) -> tuple[str, str]:
+    """The literals that the pattern begins and ends with, or ""."""
+    first, last = tokens[0], tokens[-1]
+    return first if isinstance(first, str) else "", last if isinstance(last, str) else ""
+
+
 def _any_of(exact: set[str], prefixes: tuple[str, ...], others: list[Matcher]) -> Matcher:
-    found: list[Matcher] = list(others)
+    found = list(others)
     if prefixes:
-        found.insert(0, lambda value: value.startswith(prefixes))
+
+        def begins(value: str, prefixes: tuple[str, ...] = prefixes) -> bool:
+            return value.startswith(prefixes)
+
+        found.insert(0, begins)
     if exact:
-        found.insert(0, frozenset(exact).__contains__)
+        found.insert(0, next(iter(exact)).__eq__ if len(exact) == 1 else frozenset(exact).__contains__)
     if len(found) == 1:
         return found[0]
-    if len(found) == 2:
-        first, second = found
-        return lambda value: first(value) or second(value)
-    return lambda value: any(matches(value) for matches in found)
+
+    def either(value: str, first: Matcher = found[0], second: Matcher = found[1]) -> object:
+        return first(value) or second(value)
+
+    def some(value: str, found: tuple[Matcher, ...] = tuple(found)) -> bool:
+        return any(matches(value) for matches in found)
+
+    return either if len(found) == 2 else some

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from banksman.policy.verbs import is_read_only
-from banksman.policy.verdict import ASK, FREE, LOGGED, NEVER, Approvers, Outcome, Reason
+from banksman.policy.verdict import ASK, FREE, LOGGED, NEVER, Approvers, Outcome, Reason, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,22 +19,7 @@ if TYPE_CHECKING:
 _NOBODY_IN_PARTICULAR = Approvers()
 
 
-class Answer(NamedTuple):
-    """A verdict without its operation: shared by all operations that match the same rules."""
-
-    decision: Outcome
-    tier: int
-    rule: str | None
-    reason: Reason
-    matched: tuple[str, ...]
-    approvers: tuple[Approvers, ...]
-    shadow: Outcome | None
-    policy: str | None
-    policy_version: str | None
-    owner: str | None
-
-
-NO_POLICY = Answer("deny", NEVER, None, Reason.NO_POLICY, (), (), None, None, None, None)
+NO_POLICY = Ruling("deny", NEVER, None, Reason.NO_POLICY)
 
 
 class _Judged(NamedTuple):
@@ -54,7 +39,7 @@ def judge(
     missing: Sequence[Rule],
     *,
     otherwise: Reason = Reason.DEFAULT_DENY,
-) -> Answer:
+) -> Ruling:
     """The answer when `matched` match and `missing` (never and require_approval) would, had the operation named its
     branch or resource. Both with guardrails first, in the order of the file. `otherwise`: why, when nothing matches.
     """
@@ -76,20 +61,20 @@ def judge(
         else:
             said = held
     ids = tuple(rule.id for rule in matched)
-    return Answer(
+    return Ruling(
         said.decision, said.tier, said.rule, said.reason, ids, said.approvers, shadow,
         policy.project, policy.version, policy.owner_of(agent),
     )  # fmt: skip
 
 
-def refuse(policy: Policy, agent: str, reason: Reason) -> Answer:
+def refuse(policy: Policy, agent: str, reason: Reason) -> Ruling:
     """The answer to an operation that no rule is asked about: an unknown agent, a spelling that is not the one.
 
     In shadow mode it is only noted, unless the policy has guardrails: a spelling that cannot be matched may be one of
     what they forbid.
     """
     covered = policy.shadow and not policy.guardrails
-    return Answer(
+    return Ruling(
         "allow" if covered else "deny", NEVER, None, reason, (), (), "deny" if covered else None,
         policy.project, policy.version, policy.owner_of(agent),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What the policy core answers, and the closed vocabulary of why.
 
 A `Verdict` is the answer to one operation. Everything but the four fields of the operation is the same for every
-operation that matches the same rules, so it is worked out once and only put together per question.
+operation that matches the same rules: that part, the `Ruling`, is worked out once and shared.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Approvers(msgspec.Struct, frozen=True, gc=False, array_like=True):
     expires: int = 900
 
 
-class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The policy's answer to one operation. `resource` and `branch` are None where the operation had none."""
+class Ruling(msgspec.Struct, frozen=True, gc=False):
+    """What the policy says about every operation that matches the same rules: a verdict without its operation."""
 
     decision: Outcome
     """What is answered."""
@@ -77,19 +77,35 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     rule: str | None
     """The rule that decided, e.g. `claude-invoice-01/allow/0`; None where none did."""
     reason: Reason
-    matched: tuple[str, ...]
+    matched: tuple[str, ...] = ()
     """Every rule that matched, guardrails first, then in the order of the file."""
-    approvers: tuple[Approvers, ...]
+    approvers: tuple[Approvers, ...] = ()
     """For `approve`: every one of these must be satisfied."""
-    shadow: Outcome | None
+    shadow: Outcome | None = None
     """Not None: the policy is in shadow mode, `decision` is what was answered and this is what the policy says."""
-    policy: str | None
+    policy: str | None = None
     """The policy's name, which is its project's."""
-    policy_version: str | None
-    owner: str | None
+    policy_version: str | None = None
+    owner: str | None = None
     """Who answers for the agent: its own owner, else the project's."""
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """The answer to one operation: the ruling (shared, made once) and the operation as it was matched.
+
+    `resource` and `branch` are None where the operation had none. Record and show these four, not what was asked.
+    """
+
+    ruling: Ruling
     service: str
     action: str
     resource: str | None
     branch: str | None
-    """The operation as it was matched: record and show this one."""
+
+    @property
+    def decision(self) -> Outcome:
+        return self.ruling.decision
+
+    @property
+    def reason(self) -> Reason:
+        return self.ruling.reason
