@@ -34,7 +34,7 @@ _STRING = "tag:yaml.org,2002:str"
 def read(raw: bytes, file: str) -> tuple[Any, dict[Path, int]]:
     """The document and the line (from 1) of each value in it, by its path. InvalidPolicy: what cannot be read."""
     if len(raw) > MAX_BYTES:
-        raise InvalidPolicy(f"the file has {len(raw)} bytes, the most is {MAX_BYTES}; split the project", file=file)
+        raise InvalidPolicy(f"the file is larger than {MAX_BYTES >> 20} MiB; split the project", file=file)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
