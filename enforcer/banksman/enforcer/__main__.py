@@ -1,0 +1,5 @@
+"""`python -m banksman.enforcer`."""
+
+from banksman.enforcer.main import run
+
+run()

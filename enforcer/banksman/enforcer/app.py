@@ -1,0 +1,49 @@
+"""The application: `/v1/decide` compared as a literal before any framework, everything else routed by Starlette."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from banksman.enforcer.admin import Admin
+from banksman.enforcer.decide import Decider
+from banksman.enforcer.events_in import EventsIn
+from banksman.enforcer.explain import Explain
+from banksman.enforcer.openapi import OpenApi
+from banksman.enforcer.status import Status
+from banksman.http_problem import Problem, routed
+
+if TYPE_CHECKING:
+    from banksman.enforcer.replica import Replica
+    from banksman.http_problem import Application, Receive, Scope, Send
+
+
+def build(replica: Replica) -> tuple[Application, Decider]:
+    """-> (the ASGI application, its hot path). Wants a `Guard` around it: `listener.serve` puts one there."""
+    decide, metrics = Decider(replica), replica.metrics
+    admin, status, explain = Admin(replica), Status(replica), Explain(replica)
+    rest = routed(
+        [
+            Route("/v1/events", EventsIn(replica).endpoint, methods=["POST"]),
+            Route("/v1/explain", explain.endpoint, methods=["POST"]),
+            Route("/v1/agents", admin.list_agents, methods=["GET"]),
+            Route("/v1/agents", admin.add_agent, methods=["POST"]),
+            Route("/v1/agents/{agent}/rotate", admin.rotate, methods=["POST"]),
+            Route("/v1/operators", admin.add_operator, methods=["POST"]),
+            Route("/v1/status", status.status, methods=["GET"]),
+            Route("/healthz", status.healthz, methods=["GET"]),
+            Route("/readyz", status.readyz, methods=["GET"]),
+            Route("/metrics", status.metrics, methods=["GET"]),
+            Route("/openapi.json", OpenApi(replica).endpoint, methods=["GET"]),
+        ]
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await (decide if scope["path"] == "/v1/decide" else rest)(scope, receive, send)
+        except Problem as refusal:
+            metrics.problems[refusal.status] += 1
+            raise
+
+    return app, decide

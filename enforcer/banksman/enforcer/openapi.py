@@ -1,0 +1,222 @@
+"""`GET /openapi.json`: what this service answers, complete, so that a machine can hold it to its word.
+
+Written out by hand: the hot path is no framework's, so none could read it off. The bodies' schemas come from the models
+that check them; a test sends what the schema promises and what it does not (schemathesis).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.responses import JSONResponse
+
+from banksman.enforcer.admin import NewAgent, NewOperator
+from banksman.enforcer.answers import Answer
+from banksman.enforcer.question import ExplainQuestion, Question
+from banksman.events import ACTION_KINDS, KINDS
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from banksman.enforcer.replica import Replica
+
+_REASONS = {
+    400: "Not the one JSON that it could be, or not HTTP.",
+    401: "No token, or one that is not known.",
+    403: "A token that may not do this; a foreign Host or Origin.",
+    404: "There is no such thing.",
+    405: "Another method is for this address.",
+    409: "It is there already, or another question was asked under this id.",
+    413: "The body is too large.",
+    415: "Content-Type or Content-Encoding is not one that is read here.",
+    422: "A field is wrong; `field` says which.",
+    429: "The agent's limits are reached; Retry-After says when to come back.",
+    431: "The headers are too large.",
+    503: "Nothing can be answered truthfully now; Retry-After says when to come back.",
+}
+
+
+class OpenApi:
+    """The endpoint. Viewers. The document is made once."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._document: dict[str, Any] | None = None
+
+    async def endpoint(self, request: Request) -> Response:
+        """The document."""
+        self._replica.callers.operator(request.scope, "viewer")
+        if self._document is None:
+            self._document = document()
+        return JSONResponse(self._document)
+
+
+def document() -> dict[str, Any]:
+    """The whole OpenAPI 3.1 document."""
+    kinds = [KINDS[kind] for kind in sorted(ACTION_KINDS)]
+    models = [Question, ExplainQuestion, NewAgent, NewOperator, Answer, *kinds]
+    _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    for kind in kinds:  # what is missing is stamped
+        _loosen(components[kind.__name__])
+    components["Problem"] = _PROBLEM
+    one_event = {"oneOf": [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in kinds]}
+    components["AgentEvent"] = one_event
+    event = {"$ref": "#/components/schemas/AgentEvent"}
+    ndjson = {"schema": {"type": "string", "description": "One event a line."}}
+    paths = {
+        "/v1/decide": {
+            "post": _call(
+                "decide", "May this agent do this?", "agent",
+                body=_ref("Question"), answer=_ref("Answer"), also=(409, 413, 429, 503),
+            )
+        },
+        "/v1/events": {
+            "post": _call(
+                "events", "What the agent did: one event, an array, or NDJSON. Answered when they are durable.", "agent",
+                body={"oneOf": [event, {"type": "array", "items": event}]},
+                answer=_object(accepted={"type": "integer", "minimum": 0}), also=(413, 429, 503),
+                content={"application/x-ndjson": ndjson},
+            )
+        },
+        "/v1/explain": {
+            "post": _call(
+                "explain", "Why an operation would be answered as it would. Nothing is recorded.", "operator",
+                body=_ref("ExplainQuestion"), answer={"type": "object"}, also=(404, 413, 503),
+            )
+        },
+        "/v1/agents": {
+            "get": _call("listAgents", "Who is enrolled.", "operator", answer=_object(agents=_AGENTS), also=(503,)),
+            "post": _call(
+                "addAgent", "Enrol an agent; its credential is shown once.", "operator", status=201,
+                body=_ref("NewAgent"), answer=_texts("agent", "project", "owner", "token"), also=(409, 413, 503),
+            ),
+        },
+        "/v1/agents/{agent}/rotate": {
+            "post": {
+                **_call(
+                    "rotateAgent", "A new credential; the old token is refused from then on.", "operator",
+                    answer=_texts("agent", "project", "token"), also=(404, 409, 503),
+                ),
+                "parameters": [{"name": "agent", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+            }
+        },
+        "/v1/operators": {
+            "post": _call(
+                "addOperator", "Enrol a person; the token is shown once.", "operator", status=201,
+                body=_ref("NewOperator"),
+                answer=_object(name=_TEXT, roles={"type": "array", "items": _TEXT}, token=_TEXT), also=(409, 413, 503),
+            )
+        },
+        "/v1/status": {"get": _call("status", "How this replica is.", "operator", answer=_STATUS, also=(503,))},
+        "/healthz": {"get": _call("healthz", "The process turns.", "", answer=_texts("status"))},
+        "/readyz": {"get": _call("readyz", "It can decide.", "", answer=_texts("status"), also=(503,))},
+        "/metrics": {"get": _call("metrics", "Prometheus text.", "", answer=None)},
+        "/openapi.json": {"get": _call("openapi", "This document.", "operator", answer={"type": "object"}, also=(503,))},
+    }  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "banksman enforcer", "version": version("banksman")},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "agent": {"type": "http", "scheme": "bearer", "description": "An agent's token."},
+                "operator": {"type": "http", "scheme": "bearer", "description": "An operator's token."},
+            },
+        },
+    }
+
+
+_TEXT = {"type": "string"}
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "properties": {
+        "type": _TEXT,
+        "title": _TEXT,
+        "status": {"type": "integer"},
+        "detail": _TEXT,
+        "field": {"type": "string", "description": "The path of the field that is wrong."},
+    },
+    "required": ["type", "title", "status", "detail"],
+}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _texts(*names: str) -> dict[str, Any]:
+    return _object(**dict.fromkeys(names, _TEXT))
+
+
+_AGENTS = {
+    "type": "array",
+    "items": {
+        **_texts("agent", "project", "owner", "token_id", "enrolled_at"),
+        "properties": {
+            **dict.fromkeys(("agent", "project", "owner", "token_id", "enrolled_at"), _TEXT),
+            "rotated_at": {"type": ["string", "null"]},
+        },
+    },
+}
+_STATUS = _object(
+    replica=_TEXT,
+    address=_TEXT,
+    version=_TEXT,
+    started=_TEXT,
+    enforcing={"type": "boolean"},
+    lease={"type": "object"},
+    policies={"type": "array"},
+    rejected={"type": "array"},
+    replicas={"type": "array"},
+    disagreements={"type": "array"},
+    control={"type": "object"},
+    queue={"type": "object"},
+    undelivered={"type": "integer"},
+    decisions={"type": "object"},
+)
+
+
+def _call(
+    name: str,
+    summary: str,
+    who: str,
+    *,
+    answer: dict[str, Any] | None,
+    body: dict[str, Any] | None = None,
+    status: int = 200,
+    also: tuple[int, ...] = (),
+    content: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One operation. `who`: agent, operator, or "" for anyone on the inside."""
+    errors = {400, 403, 405, 431, *also} | ({401} if who else set()) | ({415, 422} if body else set())
+    good = {"application/json": {"schema": answer}} if answer is not None else {"text/plain": {"schema": _TEXT}}
+    made: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "security": [{who: []}] if who else [],
+        "responses": {
+            str(status): {"description": "As asked.", "content": good},
+            **{str(error): _problem(error) for error in sorted(errors)},
+        },
+    }
+    if body is not None:
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}, **(content or {})}}
+    return made
+
+
+def _problem(status: int) -> dict[str, Any]:
+    return {"description": _REASONS[status], "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+
+
+def _loosen(schema: dict[str, Any]) -> None:
+    stamped = ("v", "id", "time", "source", "project", "agent")
+    schema["required"] = [name for name in schema["required"] if name not in stamped]

@@ -1,0 +1,184 @@
+"""Writing: what this replica puts on the log, signed as the service `enforcer`, by group commit.
+
+Three kinds of promise: `decision` hands over and returns a future (the hot path waits for it), `control` waits for the
+acknowledgement, `later` keeps on trying by itself (findings, voids: nobody waits for them, and none may be lost while
+the process lives).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from banksman import codec
+from banksman.bus import Publisher, partition_of, producer
+from banksman.errors import Unavailable
+from banksman.events import rfc3339, uuid7
+from banksman.signing import digest, service_signer
+from banksman.topics import SPECS, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka import AIOKafkaProducer
+
+    from banksman.events import Event
+    from banksman.settings import Enforcer, Kafka
+    from banksman.signing import Secret
+
+SERVICE = "enforcer"
+KEPT_FOR_LATER = 10_000
+_log = logging.getLogger("banksman")
+
+
+def stamp(source: str) -> dict[str, Any]:
+    """The fields that every new event of ours begins with."""
+    return {"v": 1, "id": uuid7(), "time": rfc3339(), "source": source}
+
+
+def id_from(at_ms: int, *parts: str) -> str:
+    """A UUIDv7 that is the same whenever it is made: the given milliseconds, then a hash where randomness would be."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    tail = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:10], "big")
+    number = (at_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
+    made = f"{number:032x}"
+    return f"{made[:8]}-{made[8:12]}-{made[12:16]}-{made[16:20]}-{made[20:]}"
+
+
+class Records:
+    """The replica's pen. Every method but `connect` and `close` needs `connect` to have returned."""
+
+    def __init__(self, kafka: Kafka, secret: Secret, settings: Enforcer, replica: str) -> None:
+        self.source = f"{SERVICE}#{replica}"
+        self.signer = service_signer(secret, SERVICE)
+        self.connected = False
+        self._kafka, self._settings = kafka, settings
+        self._cut_key = secret.derive(secret.current, "service-key", SERVICE)
+        self._producers: list[AIOKafkaProducer] = []
+        self._later: OrderedDict[str, tuple[Topic, int, bytes, dict[str, Any]]] = OrderedDict()
+        self._wake = asyncio.Event()
+        self.dropped = 0
+        """Findings that had no room while Kafka was away."""
+
+    async def connect(self, partitions: dict[Topic, int]) -> None:
+        """Open the producers. Control has its own: a heartbeat must not wait behind a large batch of decisions.
+
+        Raises KafkaError when the broker is not there.
+        """
+        opened: list[AIOKafkaProducer] = []
+        try:
+            for _ in range(2):
+                made = producer(self._kafka)
+                opened.append(made)
+                await made.start()
+        except BaseException:
+            for made in opened:
+                await made.stop()
+            raise
+        self._producers = opened
+        records, control = opened
+        self.partitions = partitions[Topic.DECISIONS]
+        deadline = self._settings.record_deadline_s
+        topic = self._kafka.topic
+        self.decisions = Publisher(records, topic(Topic.DECISIONS), bound=self._settings.queue, deadline=deadline)
+        self.actions = Publisher(records, topic(Topic.ACTIONS), bound=20_000, deadline=deadline)
+        self.alerts = Publisher(records, topic(Topic.ALERTS), bound=KEPT_FOR_LATER, deadline=deadline)
+        self.controls = Publisher(control, topic(Topic.CONTROL), bound=10_000, deadline=deadline)
+        self.connected = True
+
+    async def close(self) -> None:
+        """Close the producers."""
+        self.connected = False
+        for made in self._producers:
+            await made.stop()
+
+    def partition(self, key: bytes) -> int:
+        """Where an agent's records lie, in `actions` and `decisions` alike."""
+        return partition_of(key, self.partitions)
+
+    def put(
+        self,
+        publisher: Publisher,
+        partition: int,
+        key: bytes,
+        event: dict[str, Any],
+        *,
+        replay: str = "",
+        landed: Callable[[int], None] | None = None,
+        limit: int = codec.MAX_EVENT_BYTES,
+    ) -> asyncio.Future[int]:
+        """Sign and hand over one event -> a future of its offset; what is too large is cut, never dropped.
+
+        Unavailable when the queue is full.
+        """
+        value = codec.encode(event)
+        if len(value) > limit:
+            value = codec.encode(codec.cut(event, self._digest, limit=limit))
+        headers = self.signer.headers(
+            publisher.topic,
+            key,
+            value,
+            id=event["id"],
+            kind=event["kind"],
+            time=event["time"],
+            source=event["source"],
+            replay=replay,
+        )
+        return publisher.put(partition, key, value, headers, landed)
+
+    async def control(self, event: Event, *, key: str = "") -> int:
+        """Append to `control` -> its offset, acknowledged. Unavailable when it was not (it may still land)."""
+        return await self.control_soon(event, key=key)
+
+    def control_soon(self, event: Event, *, key: str = "") -> asyncio.Future[int]:
+        """The same without waiting: a future of the offset."""
+        plain = msgspec.to_builtins(event)
+        raw = (key or f"{plain['kind']}/{event.id}").encode()
+        return self.put(self.controls, 0, raw, plain, limit=SPECS[Topic.CONTROL].max_message_bytes)
+
+    def later(self, event: Event, key: str) -> None:
+        """Keep on trying to write a finding or a void until it is acknowledged. The same id again changes nothing."""
+        if event.id in self._later:
+            return
+        if len(self._later) >= KEPT_FOR_LATER:
+            self.dropped += 1
+            return
+        raw = key.encode()
+        partition = self.partition(raw) if event.topic is Topic.DECISIONS else 0
+        self._later[event.id] = (event.topic, partition, raw, msgspec.to_builtins(event))
+        self._wake.set()
+
+    @property
+    def undelivered(self) -> int:
+        """Findings and voids that are not acknowledged yet."""
+        return len(self._later)
+
+    async def deliver(self) -> None:
+        """The task behind `later`. Never returns."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._later:
+                under_way: list[tuple[str, asyncio.Future[int]]] = []
+                for name, (topic, partition, key, event) in list(self._later.items())[:500]:
+                    publisher = self.decisions if topic is Topic.DECISIONS else self.alerts
+                    try:
+                        under_way.append((name, self.put(publisher, partition, key, event)))
+                    except Unavailable:  # the queue is full of decisions: they come first
+                        await asyncio.sleep(0.1)
+                        break
+                for name, acknowledged in under_way:
+                    try:
+                        await acknowledged
+                    except Unavailable as error:
+                        _log.warning("a finding or void is not delivered yet: %s", error)
+                    else:
+                        del self._later[name]
+
+    def _digest(self, raw: bytes) -> str:
+        return digest(self._cut_key, raw)

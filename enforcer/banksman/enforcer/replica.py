@@ -1,0 +1,244 @@
+"""One enforcer replica: what its parts share, and the tasks that keep it in touch with Kafka.
+
+Everything it knows comes from `control` and its own policy folder; nothing is kept on disk. A fresh id per process:
+the same name twice could not be told apart on the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+
+from banksman import provision
+from banksman.enforcer.agreement import EVERY, PATIENCE_S, Agreement, told
+from banksman.enforcer.answers import Answers
+from banksman.enforcer.callers import Callers
+from banksman.enforcer.control import ControlReader, Forged, Peer, State
+from banksman.enforcer.lease import Lease, boottime
+from banksman.enforcer.metrics import Metrics
+from banksman.enforcer.policies import Policies
+from banksman.enforcer.record import SERVICE, Records, id_from, stamp
+from banksman.errors import BrokerAway, Unavailable
+from banksman.events import Finding, rfc3339
+from banksman.events import Replica as Heartbeat
+from banksman.service import together
+
+if TYPE_CHECKING:
+    from banksman.settings import Enforcer, Kafka
+    from banksman.signing import Secret
+
+_log = logging.getLogger("banksman")
+
+
+class Replica:
+    """The parts, made but not connected. `run` connects them and keeps them going."""
+
+    def __init__(self, kafka: Kafka, secret: Secret, settings: Enforcer, address: str) -> None:
+        self.kafka, self.secret, self.settings, self.address = kafka, secret, settings, address
+        self.id = secrets.token_hex(8)
+        self.started = rfc3339()
+        self.lease = Lease(settings.lease_s)
+        self.state = State()
+        self.metrics = Metrics()
+        self.records = Records(kafka, secret, settings, self.id)
+        self.callers = Callers(self)
+        self.answers = Answers(boottime)
+        self.policies = Policies(self)
+        self._hurry = asyncio.Event()
+        self.control = ControlReader(
+            kafka, secret, self.lease, self.state, forged=self._forged, changed=self._hurry.set
+        )
+        self._told: dict[str, float] = {}
+        self.agreement = Agreement()
+        self._gauges()
+
+    # ── the tasks ──
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; say goodbye. Raises BadDeployment, or whatever one of the tasks died of."""
+        connecting = asyncio.create_task(self._connect(), name="connect")
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((connecting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            return
+        connecting.result()
+        tasks = [
+            asyncio.create_task(self.control.run(), name="control reader"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self.records.deliver(), name="delivery"),
+            asyncio.create_task(self.policies.run(), name="policies"),
+            asyncio.create_task(self._compare(), name="comparison"),
+        ]
+        try:
+            await together(stop, *tasks)
+        finally:
+            self.lease.give_up()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._goodbye()
+            await self.records.close()
+
+    async def _connect(self) -> None:
+        """Try until Kafka is there; say once that it is not. BadDeployment: it is not what the promises rest on."""
+        said = False
+        while True:
+            try:
+                admin = await provision.connect_admin(self.kafka, patience=0)
+                await admin.close()
+                await self.records.connect(await provision.check_topics(self.kafka))
+            except (BrokerAway, KafkaError, OSError) as error:
+                if not said:
+                    _log.warning("waiting for Kafka: %s", error)
+                    said = True
+                await asyncio.sleep(0.3)
+            else:
+                _log.info("replica %s at %s is connected to %s", self.id, self.address, self.kafka.kafka)
+                return
+
+    async def _beat(self) -> None:
+        """Heartbeats: every `heartbeat_s`, and at once when something was applied."""
+        under_way: set[asyncio.Future[int]] = set()
+        while True:
+            self._hurry.clear()
+            beat = self._heartbeat()
+            self.lease.begin(beat.id)
+            try:
+                sent = self.records.control_soon(beat, key=f"replica/{self.id}")
+            except Unavailable:
+                pass  # the queue is full of heartbeats: Kafka is away, and the lease says so
+            else:
+                under_way.add(sent)
+                sent.add_done_callback(under_way.discard)
+                sent.add_done_callback(lambda done, name=beat.id: self._beat_ended(done, name))  # type: ignore[misc]
+            try:
+                async with asyncio.timeout(self.settings.heartbeat_s):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+
+    def _beat_ended(self, sent: asyncio.Future[int], beat: str) -> None:
+        if not sent.cancelled() and sent.exception() is None:
+            self.lease.acknowledged(beat)
+
+    def _heartbeat(self, *, ended: bool = False) -> Heartbeat:
+        return Heartbeat(
+            **stamp(self.records.source),
+            replica=self.id,
+            address=self.address,
+            applied=self.state.applied,
+            policies=told(self.policies.versions()),
+            ended=ended,
+        )
+
+    async def _goodbye(self) -> None:
+        """The last heartbeat: nobody needs to wait for this replica any more."""
+        try:
+            async with asyncio.timeout(1):
+                await self.records.control(self._heartbeat(ended=True), key=f"replica/{self.id}")
+        except Unavailable as error:
+            _log.warning("could not say goodbye: %s", error)
+        except TimeoutError:
+            _log.warning("could not say goodbye: not acknowledged within a second")
+
+    # ── what is wrong is told ──
+
+    def _forged(self, forged: Forged) -> None:
+        """The same finding from every replica and every start: its id and bytes come from the record alone."""
+        now = self.lease.clock()
+        if now - self._told.get("forged", -60.0) < 1 and forged.offset % 100:
+            return  # a flood of forged records must not become a flood of findings
+        self._told["forged"] = now
+        where = f"control/0/{forged.offset}"
+        self.records.later(
+            Finding(
+                v=1,
+                id=id_from(forged.received_ms, "forged", self.kafka.topic_prefix, where),
+                time=_moment(forged.received_ms),
+                source=SERVICE,
+                detector="forged",
+                severity="page",
+                title=f"a record in control was not applied: {forged.why}",
+                fingerprint="forged/control",
+                evidence={"record": where, "key": forged.key, "kind": forged.kind},
+                suggestion="find out who can write to Kafka; the record is stored, marked, and applied by nobody",
+            ),
+            "banksman",
+        )
+
+    def finding(
+        self, detector: str, fingerprint: str, title: str, *, project: str | None = None, severity: str = "warn",
+        suggestion: str | None = None, **evidence: object,
+    ) -> None:  # fmt: skip
+        """Tell a human, once a minute at most for the same thing."""
+        now = self.lease.clock()
+        if now - self._told.get(fingerprint, -60.0) < 60:
+            return
+        self._told[fingerprint] = now
+        if len(self._told) > 10_000:
+            self._told = {name: at for name, at in self._told.items() if now - at < 60}
+        found = Finding(
+            **stamp(self.records.source),
+            detector=detector,
+            severity=severity,  # type: ignore[arg-type]  # one of the three words, from our own code
+            title=title,
+            fingerprint=fingerprint,
+            project=project,
+            evidence=evidence,
+            suggestion=suggestion,
+        )
+        self.records.later(found, project or "banksman")
+
+    async def _compare(self) -> None:
+        """Watch that all replicas have the same policies in force; the one with the lowest id tells."""
+        while True:
+            await asyncio.sleep(1)
+            now = self.lease.clock()
+            live = self.state.live(now, self.lease.length)
+            for project, versions in self.agreement.overdue(live, now):
+                if live and self.id == min(peer.replica for peer in live):
+                    self.finding(
+                        "policy_disagreement",
+                        f"policy_disagreement/{project}",
+                        f"replicas have had different policies of {project} in force for more than {PATIENCE_S:g} s",
+                        project=project if project != EVERY else None,
+                        severity="page",
+                        suggestion="see that every replica's policy folder has the same files: banksman status",
+                        versions=versions,
+                    )
+
+    def _gauges(self) -> None:
+        self.metrics.gauges |= {
+            "lease_seconds": ("What is left of the lease; 0: no decision is answered.", self._lease_left),
+            "waiting": ("Decisions that wait for their acknowledgement.", self.waiting),
+            "control_applied": ("The offset in control up to which records are applied.", lambda: self.state.applied),
+            "replicas": ("Live replicas, this one included.", lambda: len(self.live())),
+            "undelivered": ("Findings and voids that are not on record yet.", lambda: self.records.undelivered),
+            "dropped": ("Findings that had no room while Kafka was away.", lambda: self.records.dropped),
+            "policies": ("Policies in force.", lambda: len(self.policies.versions())),
+            "policies_rejected": ("Files that do not load.", lambda: len(self.policies.rejected)),
+            "agents": ("Agents that are enrolled.", lambda: len(self.state.identities.agents)),
+            "answers_kept": ("Answers kept for repeated questions.", lambda: len(self.answers)),
+        }
+
+    def _lease_left(self) -> float:
+        return max(0.0, self.lease.ends - self.lease.clock())
+
+    def waiting(self) -> int:
+        """Decisions that wait for their acknowledgement."""
+        return self.records.decisions.pending if self.records.connected else 0
+
+    def live(self) -> list[Peer]:
+        """The replicas that were heard within one lease, this one included."""
+        return self.state.live(self.lease.clock(), self.lease.length)
+
+
+def _moment(ms: int) -> str:
+    return rfc3339(datetime.fromtimestamp(ms / 1000, UTC))
