@@ -123,6 +123,8 @@ class ControlReader:
         changed: Callable[[], None],
     ) -> None:
         self.state = state
+        self.caught_up = asyncio.Event()
+        """Set when a heartbeat of this replica's own came back: what was on the log before it began is applied."""
         self._kafka, self._topic = kafka, kafka.topic(Topic.CONTROL)
         self._verifier, self._lease = Verifier(secret), lease
         self._forged, self._changed = forged, changed
@@ -140,8 +142,8 @@ class ControlReader:
                 if event is not None:
                     news |= self.state.apply(event, self._lease.clock())
                 self.state.applied = record.offset
-                if isinstance(event, Replica):
-                    self._lease.came_back(event.id)
+                if isinstance(event, Replica) and self._lease.came_back(event.id):
+                    self.caught_up.set()
             if batch:
                 self._tell()
             if news:

@@ -145,7 +145,7 @@ class Decider:
         if not self._lease.valid:
             raise problem(503, "no decision without a lease: nothing was heard from Kafka lately", retry_after=RETRY_S)
         # Controls and spent budgets come here, before policy is asked: `State` and `limits` know them.
-        verdict = self._policies.decide(
+        verdict = self._policies.bundle.decide(
             caller.project, caller.name, question.service, question.action, question.resource, question.branch
         )
         ruling = verdict.ruling

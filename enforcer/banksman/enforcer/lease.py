@@ -64,12 +64,14 @@ class Lease:
             known.acknowledged = True
             self._renew(beat, known)
 
-    def came_back(self, beat: str) -> None:
-        """The reader met it, with everything before it applied."""
+    def came_back(self, beat: str) -> bool:
+        """The reader met it, with everything before it applied. False: it is not one of this replica's."""
         known = self._beats.get(beat)
-        if known is not None:
-            known.back = True
-            self._renew(beat, known)
+        if known is None:
+            return False
+        known.back = True
+        self._renew(beat, known)
+        return True
 
     def give_up(self) -> None:
         """No answer from here on, whatever comes back later."""

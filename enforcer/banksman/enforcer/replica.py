@@ -49,10 +49,9 @@ class Replica:
         self.callers = Callers(self)
         self.answers = Answers(boottime)
         self.policies = Policies(self)
-        self._hurry = asyncio.Event()
-        self.control = ControlReader(
-            kafka, secret, self.lease, self.state, forged=self._forged, changed=self._hurry.set
-        )
+        self.hurry = asyncio.Event()
+        """Set when the next heartbeat must not wait."""
+        self.control = ControlReader(kafka, secret, self.lease, self.state, forged=self._forged, changed=self.hurry.set)
         self._told: dict[str, float] = {}
         self.agreement = Agreement()
         self._gauges()
@@ -73,7 +72,8 @@ class Replica:
             asyncio.create_task(self.control.run(), name="control reader"),
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self.records.deliver(), name="delivery"),
-            asyncio.create_task(self.policies.run(), name="policies"),
+            asyncio.create_task(self.policies.watch(), name="policy folder"),
+            asyncio.create_task(self.policies.tell(), name="policy news"),
             asyncio.create_task(self._compare(), name="comparison"),
         ]
         try:
@@ -106,8 +106,9 @@ class Replica:
     async def _beat(self) -> None:
         """Heartbeats: every `heartbeat_s`, and at once when something was applied."""
         under_way: set[asyncio.Future[int]] = set()
+        await self.policies.read_once.wait()  # no lease, hence no decision, before there is a policy to go by
         while True:
-            self._hurry.clear()
+            self.hurry.clear()
             beat = self._heartbeat()
             self.lease.begin(beat.id)
             try:
@@ -120,7 +121,7 @@ class Replica:
                 sent.add_done_callback(lambda done, name=beat.id: self._beat_ended(done, name))  # type: ignore[misc]
             try:
                 async with asyncio.timeout(self.settings.heartbeat_s):
-                    await self._hurry.wait()
+                    await self.hurry.wait()
             except TimeoutError:
                 pass
 
@@ -223,7 +224,7 @@ class Replica:
             "undelivered": ("Findings and voids that are not on record yet.", lambda: self.records.undelivered),
             "dropped": ("Findings that had no room while Kafka was away.", lambda: self.records.dropped),
             "policies": ("Policies in force.", lambda: len(self.policies.versions())),
-            "policies_rejected": ("Files that do not load.", lambda: len(self.policies.rejected)),
+            "policies_rejected": ("Files that do not load.", lambda: len(self.policies.rejections)),
             "agents": ("Agents that are enrolled.", lambda: len(self.state.identities.agents)),
             "answers_kept": ("Answers kept for repeated questions.", lambda: len(self.answers)),
         }

@@ -69,27 +69,20 @@ class Status:
             "reason": self._not_ready() or None,
             "lease": {"valid": replica.lease.valid, "seconds_left": round(max(0.0, replica.lease.ends - clock), 3)},
             "policies": [
-                {
-                    "project": project,
-                    "policy_version": entry.version,
-                    "file": entry.file,
-                    "mode": "shadow" if entry.shadow else "enforce",
-                    "owner": entry.owner,
-                    "since": entry.since,
-                    "age_s": round((now - datetime.fromisoformat(entry.since)).total_seconds(), 3),
-                }
-                for project, entry in sorted(replica.policies.in_force().items())
+                one | {"age_s": round((now - datetime.fromisoformat(one["since"])).total_seconds(), 3)}
+                for one in replica.policies.in_force()
             ],
             "rejected": [
                 {
                     "file": one.file,
-                    "error": one.error,
+                    "error": one.message,
                     "line": one.line,
                     "key": one.key,
                     "project": one.project,
-                    "since": one.since,
+                    "attempted": one.attempted,
+                    "since": one.at,
                 }
-                for one in replica.policies.rejected.values()
+                for one in replica.policies.rejections
             ],
             "replicas": [
                 {
