@@ -46,7 +46,7 @@ _KEPT_BUCKETS = 256
 
 _Test = tuple[int, bool, Matcher | None, Matcher | None]
 """(bit, strict, resource, branch): `strict` rules (never, require_approval) are those that a field left out must not
-escape; a matcher of None lets anything pass."""
+escape; None stands for patterns that the rule does not have."""
 
 
 class _Bucket(msgspec.Struct, gc=False):
@@ -184,8 +184,7 @@ def _matcher(custom: Custom, service: str, patterns: tuple[str, ...] | None) -> 
 def names_action(rule: Rule, action: str) -> bool:
     """Whether the rule's actions (of the same service) match the action, as normalised."""
     folded = tuple(fold_action(rule.service, pattern) for pattern in rule.actions)
-    matches = compile_patterns(Custom.ACTION, rule.service, folded)
-    return matches is None or bool(matches(action))
+    return bool(compile_patterns(Custom.ACTION, rule.service, folded)(action))
 
 
 class Bundle:

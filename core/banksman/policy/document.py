@@ -153,7 +153,15 @@ class _Reader:
         if _FLOAT(text):
             return float(text)
         if _NULL(text):
-            return None
+            if not self._open:
+                return None
+            # `resources:` with nothing after it must not come to mean "any".
+            wrong = (
+                "has no value: leave the key out, or write {} or [] (a # begins a comment: put text with one in quotes)"
+            )
+            step = self._step()
+            # An empty value is marked where the next thing begins; its key's line is where one looks.
+            raise self._wrong(wrong, self.lines.get((*self._open[-1][0], *step), line), *step)
         if _BOOL(text):
             raise self._wrong(f"{text} is read as true or false by YAML: put it in quotes", line, *self._step())
         if _DATE(text):

@@ -77,8 +77,7 @@ def _look(rule: Rule, service: str, action: str, resource: str | None, branch: s
     ):
         if patterns is None:
             continue
-        matches = compile_patterns(custom, service, patterns)
-        if value is None or (matches is not None and not matches(value)):
+        if value is None or not compile_patterns(custom, service, patterns)(value):
             return LookedAt(rule.id, rule.effect, predicate, patterns, left_out=value is None)  # type: ignore[arg-type]
     return LookedAt(rule.id, rule.effect, None)
 

@@ -69,8 +69,8 @@ def has_wildcard(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=16384)
-def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) -> Matcher | None:
-    """One matcher for a list of patterns that `bad_pattern` has nothing against; None: anything matches."""
+def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) -> Matcher:
+    """One matcher for a list of patterns that `bad_pattern` has nothing against."""
     exact: set[str] = set()
     prefixes: list[str] = []
     others: list[Matcher] = []
@@ -78,7 +78,7 @@ def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) ->
         tokens = _tokens(custom, service, pattern)
         match tokens:
             case [_Wild.ALL]:
-                return None
+                return _anything
             case [str(literal)]:
                 exact.add(literal)
             case [str(literal), _Wild.ALL]:
@@ -88,9 +88,13 @@ def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) ->
     return _any_of(exact, tuple(prefixes), others)
 
 
+def _anything(_value: str) -> bool:
+    return True
+
+
 def _tokens(custom: Custom, service: str, pattern: str) -> list[str | _Wild]:
     """The pattern as literals (joined) and wildcards."""
-    if custom is Custom.ACTION or (service == "aws" and pattern == "*"):
+    if custom is Custom.ACTION or (custom is Custom.RESOURCE and service == "aws" and pattern == "*"):
         # In IAM a lone * as the resource is everything; as a path it would not even match a key in a bucket.
         return _joined(pattern, 0, one=_Wild.ONE_OF_ALL, many=_Wild.ALL, all_=_Wild.ALL)
     if custom is Custom.RESOURCE and pattern.startswith("arn:"):

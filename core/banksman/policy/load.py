@@ -192,8 +192,6 @@ def _message(detail: ErrorDetails, value: Any, path: Path) -> str:
             return "is not a key of the format here"
         case "missing":
             return "is missing"
-        case "string_type" if value is None:
-            return "is empty (a # begins a comment: put text that has one in quotes)"
         case "string_type" if isinstance(value, int | float):
             return f"{value} is read as a number: put it in quotes"
         case "string_type":
