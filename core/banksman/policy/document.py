@@ -21,7 +21,7 @@ Path = tuple[str | int, ...]
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser where PyYAML was built with it: 5 times faster
 _NULL = re.compile(r"~|null|Null|NULL|").fullmatch
-_BOOL = re.compile(r"(?i)yes|no|on|off|y|n|true|false").fullmatch
+_BOOL = re.compile(r"(?i)yes|no|on|off|true|false").fullmatch
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})").fullmatch
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,30}").fullmatch
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[Tt\s].*)?").fullmatch
