@@ -36,13 +36,33 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 def producer(settings: Kafka) -> AIOKafkaProducer:
     """An idempotent producer that waits for every in-sync copy. Not started."""
-    return AIOKafkaProducer(
+    made = AIOKafkaProducer(
         **settings.client(),
         enable_idempotence=True,
         acks="all",
         max_batch_size=MAX_BATCH_BYTES,
         max_request_size=MAX_REQUEST_BYTES,
     )
+    calm(made.client)
+    return made
+
+
+def calm(client: Any) -> None:
+    """Keep an aiokafka client (0.14) from spinning while no broker answers.
+
+    When a partition has no leader, its fetcher and its sender ask for metadata again and again; each try fails at once
+    where the connection is refused, and nothing in the loop waits: 10,000 tries a second, and the event loop starves. So a
+    failed try takes as long as the client's own back-off.
+    """
+    once = client._metadata_update  # noqa: SLF001 - there is no public place to wait in
+
+    async def update(*arguments: Any) -> bool:
+        found: bool = await once(*arguments)
+        if not found:
+            await asyncio.sleep(0.1)
+        return found
+
+    client._metadata_update = update  # noqa: SLF001 - as above
 
 
 class _Record:
@@ -119,6 +139,9 @@ class Publisher:
                     if batch.append(key=record.key, value=record.value, timestamp=None, headers=record.headers) is None:
                         break
                     record.sent = True
+                    # The batch has its own copy. What waits for the sweep must be small: thousands of records a second
+                    # for the length of the deadline would push everything else out of the processor's caches.
+                    record.value, record.headers = b"", []
                     taken.append(waiting.popleft())
                 if taken:
                     await self._send(batch, partition, taken)
@@ -144,10 +167,11 @@ class Publisher:
             raise
         else:
             for offset, record in enumerate(taken, metadata.offset):
+                landed, record.landed = record.landed, None
                 if not record.acknowledged.done():
                     record.acknowledged.set_result(offset)
-                elif record.landed is not None:
-                    record.landed(offset)
+                elif landed is not None:
+                    landed(offset)
         finally:
             self.pending -= len(taken)
 
@@ -178,6 +202,7 @@ async def read_from_start(
     consumer = AIOKafkaConsumer(
         **settings.client(), enable_auto_commit=False, auto_offset_reset="none", max_poll_records=5000
     )
+    calm(consumer._client)  # noqa: SLF001 - as in `calm`
     await consumer.start()
     try:
         consumer.assign([where])
