@@ -113,12 +113,31 @@ def key_of(secret: Secret, version: int, author: Author) -> bytes:
     return secret.derive(version, "event-key", author.project, author.agent, author.token_id)
 
 
+class Mac:
+    """HMAC-SHA256 (RFC 2104) under one key, with its two states after the key kept: half the cost of a one-shot."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def hex(self, *parts: bytes) -> str:
+        """Of the parts, one after another."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        for part in parts:
+            inner.update(part)
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
 class Signer:
     """Makes the headers of a record for one author. About 3 us a record."""
 
     def __init__(self, author: Author, key: bytes, version: int) -> None:
         self.author = author
-        self._key = key
+        self._mac = Mac(key)
         self._prefix = f"1 {version} {author} ".encode()
 
     def headers(
@@ -145,8 +164,7 @@ class Signer:
         parts = [topic.encode(), key, *(text for _, text in made), replay.encode()]
         if replay:
             made.append((REPLAY, parts[-1]))
-        data = _LENGTHS(*map(len, parts)) + b"".join(parts) + value
-        made.append((AUTH, self._prefix + hmac.digest(self._key, data, "sha256").hex().encode()))
+        made.append((AUTH, self._prefix + self._mac.hex(_LENGTHS(*map(len, parts)) + b"".join(parts), value).encode()))
         return made
 
 
@@ -161,7 +179,7 @@ class Verifier:
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret
-        self._known: dict[bytes, tuple[Author, bytes]] = {}
+        self._known: dict[bytes, tuple[Author, Mac]] = {}
 
     def author(
         self, topic: str, key: bytes | None, headers: Sequence[tuple[str, bytes]], value: bytes
@@ -176,13 +194,12 @@ class Verifier:
             known = self._look_up(who)
             if known is None:
                 return None
-        author, secret_key = known
+        author, mac = known
         parts = [topic.encode(), key or b"", *(found.get(name, b"") for name in _SIGNED)]
-        data = _LENGTHS(*map(len, parts)) + b"".join(parts) + value
-        fits = hmac.compare_digest(hmac.digest(secret_key, data, "sha256").hex().encode(), given)
+        fits = hmac.compare_digest(mac.hex(_LENGTHS(*map(len, parts)) + b"".join(parts), value).encode(), given)
         return author if fits else None
 
-    def _look_up(self, who: bytes) -> tuple[Author, bytes] | None:
+    def _look_up(self, who: bytes) -> tuple[Author, Mac] | None:
         try:
             form, version, text = who.decode().split(" ")
             author = parse_author(text)
@@ -193,8 +210,8 @@ class Verifier:
             return None
         if len(self._known) >= 100_000:  # forged authors must not fill the memory
             self._known.clear()
-        self._known[who] = (author, key)
-        return author, key
+        self._known[who] = (author, Mac(key))
+        return self._known[who]
 
 
 def may_write(author: Author | None, topic: Topic, *, kind: str, project: str | None, agent: str | None) -> bool:
@@ -209,6 +226,11 @@ def may_write(author: Author | None, topic: Topic, *, kind: str, project: str | 
 def digest(key: bytes, value: bytes) -> str:
     """`hmac-sha256:…` of bytes under an event key: for args, results and cut texts. Plain hashes can be guessed."""
     return "hmac-sha256:" + hmac.digest(key, value, "sha256").hex()
+
+
+def digest_by(mac: Mac, value: bytes) -> str:
+    """The same for a key that is used again and again."""
+    return "hmac-sha256:" + mac.hex(value)
 
 
 # ── credentials ──
