@@ -182,20 +182,23 @@ class Verifier:
         self._known: dict[bytes, tuple[Author, Mac]] = {}
 
     def author(
-        self, topic: str, key: bytes | None, headers: Sequence[tuple[str, bytes]], value: bytes
+        self, topic: str, key: bytes | None, headers: Sequence[tuple[str, bytes | None]], value: bytes
     ) -> Author | None:
-        """The author whose signature fits this record, or None. Says nothing yet about what the author may write."""
+        """The author whose signature fits this record, or None. Says nothing yet about what the author may write.
+
+        A header without a value, which Kafka lets anybody write, counts as one that is not there.
+        """
         found = dict(headers)
-        if len(found) != len(headers) or AUTH not in found:
+        who, _, given = (found.get(AUTH) or b"").rpartition(b" ")
+        if len(found) != len(headers) or not who:
             return None
-        who, _, given = found[AUTH].rpartition(b" ")
         known = self._known.get(who)
         if known is None:
             known = self._look_up(who)
             if known is None:
                 return None
         author, mac = known
-        parts = [topic.encode(), key or b"", *(found.get(name, b"") for name in _SIGNED)]
+        parts = [topic.encode(), key or b"", *[found.get(name) or b"" for name in _SIGNED]]
         fits = hmac.compare_digest(mac.hex(_LENGTHS(*map(len, parts)) + b"".join(parts), value).encode(), given)
         return author if fits else None
 
@@ -295,6 +298,6 @@ def new_credential(secret: Secret, project: str, agent: str) -> tuple[Credential
     return Credential(token, project, agent, secret.current, key), hashed
 
 
-def header_map(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+def header_map(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
     """Kafka headers as text, for display and dead letters; what is not UTF-8 is shown escaped."""
     return {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in headers}

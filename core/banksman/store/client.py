@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 # Errors that are about the data or the question: trying again cannot help. Everything else (disk, memory, too many parts,
 # network, and what nobody foresaw) may pass.
-_ABOUT_DATA = frozenset({6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 190, 321, 349, 407, 441, 467, 561, 645})
+_ABOUT_DATA = frozenset(
+    {6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 190, 321, 349, 376, 407, 441, 467, 561, 645}
+)
 _ABOUT_QUESTION = frozenset({36, 42, 43, 44, 46, 47, 60, 62, 63, 81, 115, 164, 179, 184, 215, 386, 456, 497})
 _TOO_MUCH = frozenset({158, 159, 160, 241, 307, 396})
 _CODE = re.compile(r"(?:code:|Code:) ?(\d+)")
@@ -95,6 +97,7 @@ class Store:
                     "min_insert_block_size_bytes": 0,
                     "input_format_parallel_parsing": 0,
                     "input_format_skip_unknown_fields": 0,
+                    "input_format_null_as_default": 1,
                 },
             )
         except (ClickHouseError, HTTPError, OSError) as error:

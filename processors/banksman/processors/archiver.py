@@ -12,10 +12,8 @@ Findings are acknowledged before the rows that they are about are stored: a cras
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -26,18 +24,21 @@ from aiokafka.errors import KafkaError
 
 from banksman import bus, codec, events
 from banksman.errors import InvalidEvent, Unavailable
-from banksman.processors import rows
-from banksman.processors.findings import Findings, Key, SeenIds
-from banksman.signing import Secret, Verifier, header_map, service_signer
-from banksman.store.client import BadData, Store
+from banksman.processors import letters, positions, rows, unreadable
+from banksman.processors.findings import Findings
+from banksman.processors.seen import SeenIds
+from banksman.signing import Secret, Verifier, service_signer
+from banksman.store.client import BadData, BadQuestion, Store
 from banksman.store.prices import load_prices
-from banksman.topics import ARCHIVED, Topic
+from banksman.topics import ARCHIVED, SPECS, Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
+    from banksman.processors.letters import Letter
+    from banksman.processors.seen import Key
     from banksman.settings import ClickHouse, Kafka
 
 logger = logging.getLogger("banksman")
@@ -45,7 +46,13 @@ logger = logging.getLogger("banksman")
 GROUP = "archiver"
 POLL_RECORDS = 20_000
 POLL_MS = 100
+PACE_S = 0.15
+"""Least time between two rounds that are not full: each makes a part per partition, which ClickHouse has to merge."""
 BACKOFF_S = (0.1, 5.0)
+LOOK_UP = 4000
+"""Ids in one question: their text stays below ClickHouse's `max_query_size`."""
+
+Polled = dict[TopicPartition, list["ConsumerRecord"]]
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Progress:
 
 @dataclass
 class _Block:
-    """Rows of one partition and one day."""
+    """Rows of one partition and one day, in the order of their offsets."""
 
     partition: TopicPartition
     made: list[rows.Row]
@@ -73,20 +80,23 @@ class Archiver:
 
     def __init__(self, kafka: Kafka, clickhouse: ClickHouse, secret: Secret, *, instance: str) -> None:
         self._kafka = kafka
+        self._group = kafka.topic_prefix + GROUP
         self._topics = {kafka.topic(topic): topic for topic in ARCHIVED}
         self._store = Store(clickhouse, reader=False, timeout=60)
         self._maker = rows.RowMaker(Verifier(secret), load_prices())
         self._signer = service_signer(secret, "archiver")
         self._findings = Findings(f"archiver#{instance}")
-        self._seen = SeenIds(time.time_ns() // 1_000_000)
+        self._seen = SeenIds()
         self._assigned = asyncio.Event()
+        self._next: dict[TopicPartition, int] = {}
+        self._highest: dict[TopicPartition, int] = {}
         self.progress = Progress()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Archive until `stop` is set. Brokers and ClickHouse may be away for as long as they like."""
         consumer = AIOKafkaConsumer(
             **self._kafka.client(),
-            group_id=self._kafka.topic_prefix + GROUP,
+            group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=POLL_RECORDS,
@@ -96,6 +106,8 @@ class Archiver:
             session_timeout_ms=6000,
             heartbeat_interval_ms=1000,
         )
+        unreadable.tolerate()
+        bus.calm(consumer._client)  # noqa: SLF001 - as in `bus.calm`
         producer = bus.producer(self._kafka)
         await _until_started(consumer.start, stop)
         await _until_started(producer.start, stop)
@@ -113,121 +125,157 @@ class Archiver:
 
     async def _work(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         storing: asyncio.Task[None] | None = None
+        not_before = 0.0
         try:
             while not stop.is_set():
                 if self._assigned.is_set():
                     if storing is not None:
                         await storing  # what was read before the assignment is stored before ClickHouse is asked
                         storing = None
-                    self._assigned.clear()
                     await self._seek(consumer, stop)
-                polled = await consumer.getmany(timeout_ms=POLL_MS)
-                self.progress.polls += 1
-                if not polled:
+                await asyncio.sleep(max(0.0, not_before - time.monotonic()))
+                try:
+                    polled = await consumer.getmany(timeout_ms=POLL_MS)
+                except KafkaError as error:  # what was fetched with it may be lost: read again from where we are
+                    logger.warning("reading: %s: %s", type(error).__name__, error)
+                    self._assigned.set()
+                    not_before = time.monotonic() + 0.5
                     continue
-                blocks, letters = self._make(polled)
+                self.progress.polls += 1
+                if not polled or self._assigned.is_set():
+                    continue
+                full = sum(map(len, polled.values())) * 2 > POLL_RECORDS
+                not_before = 0.0 if full else time.monotonic() + PACE_S
+                blocks, dead = self._make(polled)
+                gaps = self._gaps(polled)
                 if storing is not None:
                     await storing
-                storing = asyncio.create_task(self._store_all(consumer, polled, blocks, letters, stop))
+                storing = asyncio.create_task(self._store_all(consumer, polled, blocks, dead, gaps, stop))
         finally:
             if storing is not None:
                 await storing
 
-    def _make(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> tuple[list[_Block], list[bytes]]:
+    def _make(self, polled: Polled) -> tuple[list[_Block], list[Letter]]:
         blocks: list[_Block] = []
-        letters: list[bytes] = []
+        dead: list[Letter] = []
         for partition, records in polled.items():
             topic = self._topics[partition.topic]
-            days: dict[int, _Block] = {}
+            last: _Block | None = None
             for record in records:
                 try:
                     row = self._maker.row(record, topic, partition.topic)
                 except InvalidEvent as error:
-                    letters.append(dead_letter(record, str(error)))
+                    where = partition.topic, partition.partition, record.offset, record.timestamp
+                    dead.append(letters.of_record(str(error), *where, record.key, record.value, record.headers))
                     continue
-                if row is not None:
-                    days.setdefault(row.day, _Block(partition, [])).made.append(row)
-            blocks.extend(days.values())
-        return blocks, letters
+                if row is None:
+                    continue
+                if last is None or row.day != last.made[0].day:
+                    last = _Block(partition, [])
+                    blocks.append(last)
+                last.made.append(row)
+        return blocks, dead
+
+    def _gaps(self, polled: Polled) -> list[events.Finding]:
+        """Whether each partition goes on where it was left. Compaction leaves gaps of its own."""
+        found = []
+        for partition, records in polled.items():
+            expected, first = self._next.get(partition, 0), records[0]
+            if first.offset < expected or (first.offset > expected and not self._compacted(partition)):
+                logger.error("%s goes on at %d instead of %d", partition, first.offset, expected)
+                told = self._findings.gap(first.timestamp, partition.topic, partition.partition, expected, first.offset)
+                found.extend([told] if told else [])
+            self._next[partition] = records[-1].offset + 1
+        return found
 
     async def _store_all(
         self,
         consumer: AIOKafkaConsumer,
-        polled: dict[TopicPartition, list[ConsumerRecord]],
+        polled: Polled,
         blocks: list[_Block],
-        letters: list[bytes],
+        dead: list[Letter],
+        found: list[events.Finding],
         stop: asyncio.Event,
     ) -> None:
+        by_partition: dict[TopicPartition, list[_Block]] = {}
+        for block in blocks:
+            by_partition.setdefault(block.partition, []).append(block)
         try:
-            await self._tell(blocks, letters, stop)
-            await asyncio.gather(*(self._insert(block, stop) for block in blocks))
+            await self._tell(blocks, dead, found, sum(map(len, polled.values())), stop)
+            done = await asyncio.gather(
+                *(self._insert_in_order(several, stop) for several in by_partition.values()), return_exceptions=True
+            )
+            for one in done:
+                if isinstance(one, BaseException):
+                    raise one
         except _Stopping:
             return  # nothing of this round is committed; the next archiver reads it again
         offsets = {partition: records[-1].offset + 1 for partition, records in polled.items()}
         self.progress.positions.update({f"{p.topic}/{p.partition}": offset for p, offset in offsets.items()})
-        with contextlib.suppress(KafkaError):  # for the eyes of `status` only: ClickHouse knows where to go on
-            await consumer.commit(offsets)
+        commits = {p: positions.commit_of(offset, self._highest.get(p, -1)) for p, offset in offsets.items()}
+        with contextlib.suppress(KafkaError):  # a later commit says the same; ClickHouse knows where to go on
+            await consumer.commit(commits)
 
-    async def _tell(self, blocks: list[_Block], letters: list[bytes], stop: asyncio.Event) -> None:
+    async def _tell(
+        self, blocks: list[_Block], dead: list[Letter], found: list[events.Finding], polled: int, stop: asyncio.Event
+    ) -> None:
         """Findings and dead letters, acknowledged."""
-        found: list[events.Finding] = []
         for block in blocks:
             topic = self._topics[block.partition.topic]
-            checked = [
-                row for row in block.made if topic in (Topic.ACTIONS, Topic.DECISIONS) and not row.values["replay"]
-            ]
-            asked = self._seen.to_look_up(checked)
-            stored = await self._patiently(functools.partial(self._look_up, asked), stop) if asked else {}
             for row in block.made:
                 found.extend(self._findings.about(row, topic))
-            for row in checked:
-                if self._seen.other_bytes(row, stored):
-                    again = self._id_reuse(row, topic)
-                    found.extend([again] if again else [])
-        if letters:
+            if topic in (Topic.ACTIONS, Topic.DECISIONS):
+                checked = [row for row in block.made if not row.values["replay"]]
+                asked = self._seen.to_look_up(checked)
+                stored = await self._patiently(functools.partial(self._look_up, asked), stop) if asked else {}
+                again = [self._findings.id_reuse(row) for row in self._seen.reused(checked, stored)]
+                found.extend(one for one in again if one)
+        if dead:
             about = self._findings.see(
-                time.time_ns() // 1_000_000, "dead", detector="dead_letters", severity="warn",
-                title=f"{len(letters)} record(s) can never be stored", fingerprint="dead_letters",
-                evidence={"first": json.loads(letters[0])["error"]},
-                suggestion=f"read {self._kafka.topic(Topic.DEAD)}: each holds the record, where it lay and the reason",
+                dead[0].received_ms, dead[0].where, detector="dead_letters", fingerprint="dead_letters",
+                **letters.share(dead, polled, self._dead.topic),
             )  # fmt: skip
             found.extend([about] if about else [])
         waiting = [self._publish(self._alerts, _key(f), codec.encode(f), f) for f in found]
-        now = events.rfc3339()
-        for letter in letters:
-            made = self._signer.headers(
-                self._dead.topic, b"", letter, id=events.uuid7(), kind="dead", time=now, source=self._findings.source
-            )
-            waiting.append(_acknowledged(self._dead, b"", letter, made))
-        await asyncio.gather(*waiting)
-        self.progress.dead += len(letters)
+        await asyncio.gather(*waiting, *map(self._bury, dead))
 
-    def _id_reuse(self, row: rows.Row, topic: Topic) -> events.Finding | None:
-        values = row.values
-        return self._findings.see(
-            round(values["received"] * 1000), f"{topic}/{values['partition']}/{values['offset']}", detector="id_reuse",
-            severity="warn", title=f"{values.get('agent')} used the id {values['id']} again, for other content",
-            fingerprint=f"id_reuse/{values.get('agent')}", evidence={"id": values["id"], "kind": values["kind"]},
-            suggestion="both records are stored and shown; find out which of the agent's programs repeats ids",
-            **{key: values.get(key) for key in ("project", "agent", "session")},
-        )  # fmt: skip
-
-    def _look_up(self, keys: list[Key]) -> dict[Key, str]:
+    def _look_up(self, keys: Mapping[Key, str]) -> dict[Key, str]:
+        """The texts that ClickHouse has of these (agent, id), each the first that was received. Blocking."""
         found: dict[Key, str] = {}
-        for first in range(0, len(keys), 1000):
-            part = keys[first : first + 1000]
+        every = sorted(keys.items(), key=lambda item: item[1])
+        for first in range(0, len(every), LOOK_UP):
+            part = every[first : first + LOOK_UP]
+            made_ms = int(part[0][1].replace("-", ""), 16)
+            believed = int(part[-1][1].replace("-", ""), 16) < time.time_ns() // 1_000_000
+            ids = ",".join(f"'{id_}'" for (_, id_), _ in part)
+            agents = ",".join(f"'{agent}'" for agent in sorted({agent for (agent, _), _ in part}))
             answer = self._store.query(
-                f"SELECT agent, toString(id) AS id, argMin(raw, received) AS raw FROM `{self._store.database}`.events "  # noqa: S608
-                "WHERE agent IN {agents:Array(String)} AND id IN {ids:Array(UUID)} GROUP BY agent, id",
-                {"agents": sorted({agent for agent, _ in part}), "ids": [id_ for _, id_ in part]},
+                f"SELECT agent, toString(id) AS text, argMin(raw, received) AS raw FROM `{self._store.database}`.events "  # noqa: S608 - names and ids hold no quotes: the models saw to it
+                f"WHERE agent IN ({agents}) AND id IN ({ids}) AND received >= fromUnixTimestamp64Milli({{since:Int64}}) "
+                "GROUP BY agent, id",
+                {"since": max(0, made_ms - 120_000) if believed else 0},
             )
-            found.update({(row["agent"], row["id"]): row["raw"] for row in answer})
+            found.update({(row["agent"], row["text"]): row["raw"] for row in answer})
         return found
 
     async def _publish(self, to: bus.Publisher, key: bytes, value: bytes, event: events.Event) -> None:
         kind = str(event.__struct_config__.tag)
         made = self._signer.headers(to.topic, key, value, id=event.id, kind=kind, time=event.time, source=event.source)
         await _acknowledged(to, key, value, made)
+
+    async def _bury(self, letter: Letter) -> None:
+        made = self._signer.headers(
+            self._dead.topic, b"", letter.value, id=letter.id, kind="dead", time=events.rfc3339_ms(letter.received_ms),
+            source=self._findings.source,
+        )  # fmt: skip
+        await _acknowledged(self._dead, b"", letter.value, made)
+        self.progress.dead += 1
+
+    async def _insert_in_order(self, blocks: list[_Block], stop: asyncio.Event) -> None:
+        """The blocks of one partition, one after another: what is stored of a partition never has a hole."""
+        for block in blocks:
+            await self._insert(block, stop)
+            self._highest[block.partition] = block.made[-1].values["offset"]
 
     async def _insert(self, block: _Block, stop: asyncio.Event) -> None:
         """Store a block. What ClickHouse refuses for its content is halved down to the one bad row, which is a dead letter."""
@@ -236,20 +284,14 @@ class Archiver:
             await self._patiently(lambda: self._store.insert("events", lines), stop)
         except BadData as error:
             if len(block.made) == 1:
-                values = block.made[0].values
-                letter = codec.encode(
-                    events.Dead(
-                        v=1, time=events.rfc3339(), error=f"ClickHouse refused the row: {error}",
-                        topic=block.partition.topic, partition=values["partition"], offset=values["offset"],
-                        value=base64.b64encode(values["raw"].encode()).decode(),
-                    )
+                letter = letters.of_row(str(error), block.partition.topic, block.made[0])
+                about = self._findings.see(
+                    letter.received_ms, letter.where, detector="dead_letters", fingerprint="dead_letters",
+                    **letters.share([letter], 1, self._dead.topic),
                 )  # fmt: skip
-                made = self._signer.headers(
-                    self._dead.topic, b"", letter, id=events.uuid7(), kind="dead", time=events.rfc3339(),
-                    source=self._findings.source,
-                )  # fmt: skip
-                await _acknowledged(self._dead, b"", letter, made)
-                self.progress.dead += 1
+                if about:
+                    await self._publish(self._alerts, _key(about), codec.encode(about), about)
+                await self._bury(letter)
                 return
             middle = len(block.made) // 2
             for half in (block.made[:middle], block.made[middle:]):
@@ -259,37 +301,28 @@ class Archiver:
 
     async def _seek(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         """Put every assigned partition behind the last record of it that ClickHouse has."""
-        assigned = list(consumer.assignment())
-        try:
-            known = await self._patiently(self._highest, stop)
-        except _Stopping:
-            return
-        first = await consumer.beginning_offsets(assigned)
-        for partition in assigned:
-            wanted = known.get((str(self._topics[partition.topic]), partition.partition), -1) + 1
-            if wanted < first[partition] and not self._kafka_may_forget(partition.topic):
-                logger.error("%s: records %d to %d are gone from Kafka", partition, wanted, first[partition] - 1)
-                lost = self._findings.see(
-                    time.time_ns() // 1_000_000, f"{partition.topic}/{partition.partition}/{wanted}", detector="gap",
-                    severity="page", title=f"{first[partition] - wanted} records of {partition.topic} were never archived",
-                    fingerprint=f"gap/{partition.topic}/{partition.partition}",
-                    evidence={"from": wanted, "to": first[partition] - 1},
-                    suggestion="Kafka's retention is shorter than the archiver was away; make it longer",
-                )  # fmt: skip
-                if lost:
-                    await self._publish(self._alerts, _key(lost), codec.encode(lost), lost)
-            consumer.seek(partition, max(wanted, first[partition]))
-        consumer.resume(*assigned)
+        while self._assigned.is_set() and not stop.is_set():
+            self._assigned.clear()
+            try:
+                there = await self._patiently(lambda: positions.stored(self._store), stop)
+                commits = await positions.committed(self._kafka, self._group)
+                for partition in consumer.assignment():
+                    highest = there.highest.get(positions.name_of(self._topics[partition.topic], partition), -1)
+                    self._highest[partition] = highest
+                    self._next[partition] = positions.go_on(highest, commits.get(partition))
+                    consumer.seek(partition, self._next[partition])
+                    consumer.resume(partition)
+                self._seen.raise_floor(there.newest_ms)
+            except _Stopping:
+                return
+            except (KafkaError, Unavailable) as error:
+                logger.warning("assigned partitions: %s", error)
+                self._assigned.set()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 0.5)
 
-    def _kafka_may_forget(self, full_topic: str) -> bool:
-        """Compaction moves the beginning of `control` and `limits`: what it removes was replaced."""
-        return self._topics[full_topic] in (Topic.CONTROL, Topic.LIMITS)
-
-    def _highest(self) -> dict[tuple[str, int], int]:
-        answer = self._store.query(
-            f"SELECT topic, partition, max(offset) AS highest FROM `{self._store.database}`.events GROUP BY topic, partition"  # noqa: S608
-        )
-        return {(row["topic"], row["partition"]): row["highest"] for row in answer}
+    def _compacted(self, partition: TopicPartition) -> bool:
+        return SPECS[self._topics[partition.topic]].compact
 
     async def _patiently(self, work: Callable[[], Any], stop: asyncio.Event) -> Any:
         """Run blocking `work` in a thread, again and again while ClickHouse is away. _Stopping when told to stop meanwhile."""
@@ -297,7 +330,10 @@ class Archiver:
         while True:
             try:
                 done = await asyncio.to_thread(work)
-            except Unavailable as error:
+            except (
+                Unavailable,
+                BadQuestion,
+            ) as error:  # none of our questions is wrong: the database is not as it should be
                 if self.progress.waiting_since is None:
                     self.progress.waiting_since = time.monotonic()
                     logger.warning("waiting: %s", error)
@@ -330,17 +366,6 @@ class _Pause(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if assigned:
             self._consumer.pause(*assigned)
         self._assigned.set()
-
-
-def dead_letter(record: ConsumerRecord, why: str) -> bytes:
-    """A record that can never be stored, whole, with the reason."""
-    return codec.encode(
-        events.Dead(
-            v=1, time=events.rfc3339(), error=why, topic=record.topic, partition=record.partition, offset=record.offset,
-            key=(record.key or b"").decode("utf-8", "backslashreplace"),
-            value=base64.b64encode(record.value or b"").decode(), headers=header_map(record.headers),
-        )
-    )  # fmt: skip
 
 
 def _key(finding: events.Finding) -> bytes:

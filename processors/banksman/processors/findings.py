@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from banksman import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from banksman.processors.rows import Row
     from banksman.topics import Topic
 
 QUIET_S = 60.0
-REMEMBERED = 200_000
-
-Key = tuple[str, str]
+"""The same fingerprint is told once in this many seconds of the records' time."""
+AT_MOST = 30
+"""Fingerprints of one detector that are told within QUIET_S, however many different agents a forger makes up."""
 
 
 def record_id(received_ms: int, *parts: object) -> str:
@@ -47,6 +47,7 @@ class Findings:
 
     source: str
     _told: OrderedDict[str, Told] = field(default_factory=OrderedDict)
+    _windows: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def see(
         self,
@@ -69,6 +70,16 @@ class Findings:
         if told is not None and now - told.at < QUIET_S:
             told.unsaid += 1
             return None
+        since, others = self._windows.get(detector, (now, 0))
+        if now - since >= QUIET_S:
+            since, others = now, 0
+        self._windows[detector] = since, others + 1
+        if others >= AT_MOST:
+            fingerprint, title = f"{detector}/more", f"{detector}: more than {AT_MOST} different ones within a minute"
+            told = self._told.get(fingerprint)
+            if told is not None and now - told.at < QUIET_S:
+                told.unsaid += 1
+                return None
         count = 1 + (told.unsaid if told else 0)
         self._told[fingerprint] = Told(now)
         self._told.move_to_end(fingerprint)
@@ -96,7 +107,9 @@ class Findings:
     def about(self, row: Row, topic: Topic) -> Iterable[events.Finding]:
         """What one row shows by itself: nobody signed it, or its clock is wrong."""
         values = row.values
-        agent, where = values.get("agent", ""), f"{topic}/{values['partition']}/{values['offset']}"
+        if values["verified"] and values["late"] != "skew":
+            return
+        agent, where = values["agent"] or "", where_of(row)
         received_ms = round(values["received"] * 1000)
         whose = {key: values.get(key) for key in ("project", "agent", "session")}
         if not row.verified:
@@ -105,7 +118,7 @@ class Findings:
                 received_ms, where, detector="forged", severity="page" if topic.value in ("control", "limits") else "warn",
                 title=f"a {values['kind']} in {topic} claims to be {agent or 'a service'} and is {who}",
                 fingerprint=f"forged/{topic}/{agent}",
-                evidence={"kind": values["kind"], "author": values["author"], "source": values.get("source", "")},
+                evidence={"kind": values["kind"], "author": values["author"], "source": values["source"]},
                 suggestion="find out who can write to Kafka; the event is stored, marked, and counted by nobody",
                 **whose,
             )  # fmt: skip
@@ -114,7 +127,7 @@ class Findings:
         if values["late"] == "skew":
             found = self.see(
                 received_ms, where, detector="clock_skew", severity="info",
-                title=f"the clock of {agent or values.get('source', '')} says {values['time'][:19]}, the broker's does not",
+                title=f"the clock of {agent or values['source']} says {values['time'][:19]}, the broker's does not",
                 fingerprint=f"clock_skew/{agent}",
                 evidence={"time": values["time"], "received": events.rfc3339_ms(received_ms)},
                 suggestion="set the machine's clock; budgets and retention go by the broker's",
@@ -123,52 +136,36 @@ class Findings:
             if found:
                 yield found
 
+    def id_reuse(self, row: Row) -> events.Finding | None:
+        """An agent used an id again, for other bytes."""
+        values = row.values
+        return self.see(
+            round(values["received"] * 1000), where_of(row), detector="id_reuse", severity="warn",
+            title=f"the id {values['id']} of {values['agent']} was used again, for other content",
+            fingerprint=f"id_reuse/{values['agent']}",
+            evidence={"id": values["id"], "kind": values["kind"], "verified": values["verified"]},
+            suggestion="both records are stored and shown; find out which of the agent's programs repeats ids",
+            **{key: values[key] for key in ("project", "agent", "session")},
+        )  # fmt: skip
 
-class SeenIds:
-    """Which bytes an (agent, id) had, for the newest 200,000; older ones are asked of ClickHouse.
-
-    `floor_ms`: an id whose own time is younger than this can only be a repeat of one that is remembered here.
-    """
-
-    def __init__(self, floor_ms: int) -> None:
-        self.floor_ms = floor_ms
-        self._seen: OrderedDict[Key, tuple[bytes, int]] = OrderedDict()
-
-    def to_look_up(self, rows: Iterable[Row]) -> list[Key]:
-        """The (agent, id) of which only ClickHouse knows whether they were used before."""
-        return [
-            key
-            for row in rows
-            if (key := _key(row)) not in self._seen
-            and not self.floor_ms <= _made_ms(row) <= _received_ms(row) + 120_000
-        ]
-
-    def other_bytes(self, row: Row, stored: Mapping[Key, str]) -> bool:
-        """Whether this agent used this id before, for other bytes. `stored`: what `to_look_up` asked for, as found."""
-        key, digest = _key(row), _digest(row.values["raw"])
-        known = self._seen.get(key)
-        first = known[0] if known else _digest(stored[key]) if key in stored else digest
-        self._seen[key] = (first, _received_ms(row))
-        if len(self._seen) > REMEMBERED:
-            _, (_, seen_ms) = self._seen.popitem(last=False)
-            self.floor_ms = max(self.floor_ms, seen_ms)
-        return first != digest
+    def gap(
+        self, received_ms: int, full_topic: str, partition: int, expected: int, found: int
+    ) -> events.Finding | None:
+        """A partition does not go on where it was left: Kafka lost records, or is another Kafka."""
+        if found > expected:
+            title = f"{found - expected} records of {full_topic} were never archived"
+            suggestion = "Kafka's retention is shorter than the archiver was away; make it longer"
+        else:
+            title = f"{full_topic} begins anew at {found}, and was archived up to {expected - 1}"
+            suggestion = "the topic was made again or the broker lost its data; nothing archived is lost"
+        return self.see(
+            received_ms, f"{full_topic}/{partition}/{found}", detector="gap", severity="page", title=title,
+            fingerprint=f"gap/{full_topic}/{partition}", evidence={"expected": expected, "found": found},
+            suggestion=suggestion,
+        )  # fmt: skip
 
 
-def _key(row: Row) -> Key:
-    return row.values.get("agent", ""), row.values["id"]
-
-
-def _received_ms(row: Row) -> int:
-    received: float = row.values["received"]
-    return round(received * 1000)
-
-
-def _made_ms(row: Row) -> int:
-    """The time inside a UUIDv7."""
-    text: str = row.values["id"]
-    return int(text[:8] + text[9:13], 16)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+def where_of(row: Row) -> str:
+    """topic/partition/offset"""
+    values = row.values
+    return f"{values['topic']}/{values['partition']}/{values['offset']}"
