@@ -14,18 +14,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from banksman.errors import BadDeployment
+from banksman.errors import BadDeployment, BanksmanError
 from banksman.local import child as launcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
 READY_WITHIN = 60.0
 STOP_WITHIN = 10.0
@@ -47,7 +48,12 @@ class Child:
 
 
 def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program that dies with this process, in a session of its own, output appended to `log` (0600)."""
+    """Start a program that dies with this process, in a session of its own, output appended to `log` (0600).
+
+    Only from the main thread: the children of another thread would be killed when that thread ends (child.py).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: they die with the thread that starts them")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
         return subprocess.Popen(  # noqa: S603
@@ -60,10 +66,10 @@ def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Pope
         )
 
 
-def last_lines(log: Path, count: int = 5) -> str:
-    """The end of a log, for an error message."""
+def last_lines(log: Path, count: int = 5, *, since: int = 0) -> str:
+    """The end of a log, for an error message: at most 8 KiB of what was written after its first `since` bytes."""
     with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 8192))
+        file.seek(max(since, log.stat().st_size - 8192))
         return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
     return ""
 
@@ -86,28 +92,45 @@ def claim_folder(data: Path) -> IO[str]:
     return file
 
 
-def reclaim(run: Path) -> list[str]:
-    """End what an earlier `up` left running, by pid and start time -> the names of those that were."""
+def started(pid: int) -> str:
+    """When a process started, as something that no other process with this pid ever has: boot id and clock ticks since.
+
+    Not the time of day, which a correction of the clock moves for processes that are already running. "" when it is gone.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{after_name[19]}"
+
+
+def reclaim(run: Path, *, within: float = STOP_WITHIN) -> list[str]:
+    """End what an earlier `up` left running, by pid and start time -> the names of those that were.
+
+    SIGTERM, `within` seconds, SIGKILL. BadDeployment: one would not even go then.
+    """
     left: list[tuple[str, psutil.Process]] = []
     for file in sorted(run.glob("*.json")):
         try:
             noted = json.loads(file.read_text())
             process = psutil.Process(noted["pid"])
-            if process.create_time() == noted["started"]:  # else the pid is somebody else's by now
+            if started(process.pid) == noted["started"]:  # else the pid is somebody else's by now
                 left.append((file.stem, process))
         except (psutil.NoSuchProcess, ValueError, KeyError):
-            pass
-        file.unlink(missing_ok=True)
+            continue
     processes = [process for _, process in left]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
             process.resume()  # one that was frozen would never see the signal
-    _, alive = psutil.wait_procs(processes, timeout=STOP_WITHIN)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_WITHIN)
+    psutil.wait_procs(processes, timeout=within)
+    for process in processes:
+        _end_group(process.pid)
+    _, alive = psutil.wait_procs(processes, timeout=within)
+    if alive:
+        raise BadDeployment(f"left by an earlier `banksman up`, and cannot be ended: pid {alive[0].pid}")
+    for file in run.glob("*.json"):
+        file.unlink()
     return [name for name, _ in left]
 
 
@@ -123,10 +146,23 @@ def port_holder(port: int) -> str:
 
 
 class Supervisor:
-    """Keeps children running. `report(name, text)` is told when one comes, goes or is started again."""
+    """Keeps children running. `report(name, text)` is told when one ends, is back, or cannot be started again.
 
-    def __init__(self, run: Path, report: Callable[[str, str], None]) -> None:
+    One that ended is started again after 0.2 s, then after twice as long each time, at most 10 s; 30 s of life make that
+    0.2 s again. Lives in the main thread's event loop.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        report: Callable[[str, str], None],
+        *,
+        ready_within: float = READY_WITHIN,
+        stop_within: float = STOP_WITHIN,
+    ) -> None:
         self._run, self._report = run, report
+        self._ready_within, self._stop_within = ready_within, stop_within
+        self._log_before: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         run.mkdir(parents=True, exist_ok=True)
@@ -138,7 +174,7 @@ class Supervisor:
         self._watchers[child.name] = asyncio.create_task(self._watch(child), name=f"watch {child.name}")
 
     async def stop(self) -> None:
-        """Stop all in reverse order: SIGTERM, then SIGKILL for who does not go."""
+        """Stop all in reverse order: SIGTERM, then SIGKILL for who does not go. May be called again."""
         for task in self._watchers.values():
             task.cancel()
         await asyncio.gather(*self._watchers.values(), return_exceptions=True)
@@ -146,10 +182,10 @@ class Supervisor:
         for name in reversed(list(self._processes)):
             process = self._processes.pop(name)
             process.terminate()
-            if not await _gone(process, STOP_WITHIN):
-                self._report(name, f"did not stop within {STOP_WITHIN:g} s, killed")
-                process.kill()
-                await _gone(process, STOP_WITHIN)
+            if not await _gone(process, self._stop_within):
+                self._report(name, f"did not stop within {self._stop_within:g} s, killed")
+            _end_group(process.pid)
+            await _gone(process, self._stop_within)
             (self._run / f"{name}.json").unlink(missing_ok=True)
 
     def pid(self, name: str) -> int:
@@ -157,23 +193,32 @@ class Supervisor:
         return self._processes[name].pid
 
     def _spawn(self, child: Child) -> None:
+        self._log_before[child.name] = child.log.stat().st_size if child.log.exists() else 0
         process = self._processes[child.name] = spawn(child.argv, log=child.log, env=child.env)
         note = self._run / f"{child.name}.json"
-        note.write_text(json.dumps({"pid": process.pid, "started": psutil.Process(process.pid).create_time()}))
+        whole = note.with_suffix(".new")
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"pid": process.pid, "started": started(process.pid)}, file)
+        whole.replace(note)
 
     async def _until_ready(self, child: Child) -> None:
         process = self._processes[child.name]
         ready = asyncio.ensure_future(child.ready())
-        died = asyncio.ensure_future(_gone(process, READY_WITHIN))
+        died = asyncio.ensure_future(_gone(process, self._ready_within))
         try:
             await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
+            how = f"is not ready after {self._ready_within:g} s"
             if ready.done():
-                ready.result()
-                return
-            end = last_lines(child.log)
-            code = process.poll()
-            how = "is not ready" if code is None else f"ended with {code}"
-            raise BadDeployment(f"{child.name} {how}; the end of {child.log}:\n{end}")
+                try:
+                    ready.result()
+                except (BanksmanError, OSError) as error:
+                    how = f"is not ready: {error}"
+                else:
+                    return
+            if process.poll() is not None:
+                how = _ending(process.returncode)
+            end = last_lines(child.log, since=self._log_before[child.name])
+            raise BadDeployment(f"{child.name} {how}; the end of {child.log}:\n{end}".removesuffix(":\n"))
         finally:
             ready.cancel()
             died.cancel()
@@ -184,30 +229,43 @@ class Supervisor:
         while True:
             since = time.monotonic()
             process = self._processes[child.name]
-            while not await _gone(process, 3600):
-                pass
+            await _gone(process)
+            _end_group(process.pid)  # what it started must not hold its ports
             if time.monotonic() - since > STEADY:
                 backoff = FIRST_BACKOFF
             died = time.monotonic()
-            code = process.returncode
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            self._report(child.name, f"{how}; started again in {backoff:g} s")
+            self._report(child.name, f"{_ending(process.returncode)}; started again in {backoff:g} s")
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LAST_BACKOFF)
-            self._spawn(child)
             try:
+                self._spawn(child)
                 await self._until_ready(child)
-            except BadDeployment as error:
-                self._report(child.name, str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is (no memory to fork, a full disk), it is told and tried again
+                self._report(child.name, str(error) or type(error).__name__)
             else:
                 self._report(child.name, f"is back after {time.monotonic() - died:.1f} s")
 
 
-async def _gone(process: subprocess.Popen[bytes], within: float) -> bool:
-    """Whether a process ended within some seconds. Polls: there is no other way without a thread or a signal handler."""
-    until = time.monotonic() + within
-    while process.poll() is None:
-        if time.monotonic() >= until:
-            return False
-        await asyncio.sleep(0.02)
-    return True
+def _ending(code: int) -> str:
+    return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with {code}"
+
+
+def _end_group(leader: int) -> None:
+    """SIGKILL for a child and whatever it started; nothing when all are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+async def _gone(process: subprocess.Popen[bytes], within: float | None = None) -> bool:
+    """Whether a process ended, within some seconds. The kernel tells (pidfd, Linux 5.3): idle children cost nothing."""
+    if process.poll() is None:
+        loop, watched = asyncio.get_running_loop(), os.pidfd_open(process.pid)
+        ended = asyncio.Event()
+        loop.add_reader(watched, ended.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), within)
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+    return process.poll() is not None

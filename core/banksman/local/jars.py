@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 KAFKA = "4.3.1"
+SCRATCH = ".fetch-"
+LEFT_BEHIND_S = 24 * 3600
 
 
 def locked() -> dict[str, tuple[str, str]]:
@@ -57,7 +60,8 @@ def fetch(
         if progress:
             progress(done, len(jars))
         if missing:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+            _sweep(folder)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
                 pool = concurrent.futures.ThreadPoolExecutor(threads)
                 with pool:
                     for future in concurrent.futures.as_completed(
@@ -80,6 +84,20 @@ def fetch(
     return folder
 
 
+def class_path(folder: Path) -> str:
+    """What the JVM gets: the locked files by name, so that nothing else in the folder is ever loaded."""
+    if os.pathsep in str(folder):
+        raise BadDeployment(f"{folder}: Java cannot load files under a path with {os.pathsep!r}; set BANKSMAN_CACHE")
+    return os.pathsep.join(str(folder / name) for name in locked())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what fetches that were killed left behind; a day later nobody can still be at it."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        if time.time() - left.stat().st_mtime > LEFT_BEHIND_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _is_right(jar: Path, digest: str) -> bool:
     try:
         return hashlib.sha256(jar.read_bytes()).hexdigest() == digest
@@ -88,8 +106,10 @@ def _is_right(jar: Path, digest: str) -> bool:
 
 
 def _fetch(name: str, lock: tuple[str, str], folder: Path, scratch: Path, mirror: str) -> None:
-    from jgo import MavenContext  # type: ignore[attr-defined]  # it is, by a lazy __getattr__
-
+    try:
+        from jgo import MavenContext  # type: ignore[attr-defined]  # it is, by a lazy __getattr__
+    except ImportError:
+        raise BadDeployment("Kafka's jars are fetched by jgo: pip install 'banksman[local]'") from None
     coordinate, digest = lock
     group, artifact, version = coordinate.split(":")
     remotes = {"mirror": mirror} if mirror else None

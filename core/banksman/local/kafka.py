@@ -11,26 +11,27 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import re
+import shutil
 import socket
 import subprocess
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from banksman.errors import BadDeployment
-from banksman.local import children
+from banksman.local import children, jars
 from banksman.provision import connect_admin
 from banksman.settings import Kafka
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SUPER_USER = "service"
 
 LOG4J = """\
 rootLogger.level = WARN
 rootLogger.appenderRef.file.ref = file
+rootLogger.appenderRef.out.ref = out
+rootLogger.appenderRef.out.level = ERROR
 logger.kafka.name = org.apache.kafka
 logger.kafka.level = INFO
 appender.file.type = RollingFile
@@ -44,6 +45,10 @@ appender.file.policies.size.type = SizeBasedTriggeringPolicy
 appender.file.policies.size.size = 16MB
 appender.file.strategy.type = DefaultRolloverStrategy
 appender.file.strategy.max = 3
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{{ISO8601}} %-5p %m %throwable{{short.message}}%n
 """
 
 
@@ -66,13 +71,15 @@ class Node:
 
     @property
     def log(self) -> Path:
-        """What the process itself prints; the broker's own log is `server.log` beside it."""
+        """What the process prints: its errors, in one line each. The whole log is `server.log` beside it (4 x 16 MB)."""
         return self.folder / "kafka.out"
 
     def argv(self) -> list[str]:
         """The command line of the broker. It holds no secret: these are in the properties file (0600)."""
         return self._java(
-            f"-Xmx{self.heap}", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
+            f"-Xmx{self.heap}", "-XX:+UseSerialGC",
+            "-XX:+ExitOnOutOfMemoryError",  # a broker that lost a thread to it would go on half dead; its restart takes 3 s
+            f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
             "kafka.Kafka", str(self.folder / "server.properties"),
         )  # fmt: skip
 
@@ -94,36 +101,37 @@ class Node:
     def prepare(self) -> None:
         """Everything before the process: folders, configuration, the format of a new data folder (about 1 s).
 
+        The clients' port may differ from last time. The controller's, of a node alone, is any free one: its quorum is
+        itself, and it writes the new address into its log (measured, after a stop and after a kill).
+
         BadDeployment: the port is taken (by whom), another broker works in the folder, the format failed.
         """
+        if "," in str(self.folder):
+            raise BadDeployment(f"{self.folder}: Kafka cannot keep its data under a path with a comma")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         data = self.folder / "data"
-        self._refuse_locked(data)
-        controller = self._controller_port()
+        _refuse_locked(data)
+        controller = dict(self.voters).get(self.node_id) or free_port()
         for port in (self.port, controller):
             _refuse_taken(port)
-        self._write("log4j2.properties", LOG4J.format(folder=self.folder))
-        self._write("server.properties", "".join(f"{k}={v}\n" for k, v in self._properties(controller).items()))
+        self._write("log4j2.properties", [line.format(folder=_escaped(self.folder)) for line in LOG4J.splitlines()])
         if not (data / "meta.properties").exists():
-            self._format()
+            self._format(controller, data)
+        self._write_properties("server.properties", controller, data)
 
     def _java(self, *arguments: str) -> list[str]:
-        return [str(self.java), "-cp", f"{self.jars}/*", *arguments]
+        command = [str(self.java), "-cp", jars.class_path(self.jars), *arguments]
+        if all(argument.isascii() for argument in command):
+            return command
+        return ["env", "LC_ALL=C.UTF-8", *command]  # in the C locale Java cannot open a file named with an umlaut
 
-    def _controller_port(self) -> int:
-        """The controller's port is part of the cluster's identity: chosen once, then kept."""
-        for node, port in self.voters:
-            if node == self.node_id:
-                return port
-        file = self.folder / "controller.port"
-        if not file.exists():
-            file.write_text(str(free_port()))
-        return int(file.read_text())
-
-    def _properties(self, controller: int) -> dict[str, object]:
+    def _properties(self, controller: int, data: Path) -> dict[str, object]:
         voters = self.voters or ((self.node_id, controller),)
         copies, in_sync = (3, 2) if len(voters) >= 3 else (1, 1)
         login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        for name, password in self.users.items():
+            if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or not re.fullmatch(r"[!#-\[\]-~]+", password):
+                raise BadDeployment(f"user {name!r}: its name or password has characters that Kafka's JAAS cannot hold")
         known = " ".join(f'user_{name}="{password}"' for name, password in self.users.items())
         jaas = f'{login} username="{SUPER_USER}" password="{self.users[SUPER_USER]}" {known};'
         # A broker that was killed may register again only when its old session has run out, after 9 s by default: that is
@@ -145,7 +153,7 @@ class Node:
             "listener.name.controller.plain.sasl.jaas.config": jaas,
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": f"User:{SUPER_USER}",
-            "log.dirs": self.folder / "data",
+            "log.dirs": _escaped(data),
             "default.replication.factor": copies,
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": copies,
@@ -169,14 +177,23 @@ class Node:
             **self.extra,
         }
 
-    def _write(self, name: str, text: str) -> None:
+    def _write_properties(self, name: str, controller: int, data: Path) -> None:
+        self._write(name, [f"{key}={value}" for key, value in self._properties(controller, data).items()])
+
+    def _write(self, name: str, lines: list[str]) -> None:
         descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+            file.write("\n".join(lines) + "\n")
 
-    def _format(self) -> None:
+    def _format(self, controller: int, data: Path) -> None:
+        """Format beside the data folder, then rename: a format that was cut off leaves nothing half done."""
+        made = data.with_name("data.new")
+        shutil.rmtree(made, ignore_errors=True)
+        if data.exists() and any(data.iterdir()):
+            raise BadDeployment(f"{data} is not empty, but no Kafka formatted it: move it away")
+        self._write_properties("format.properties", controller, made)
         command = self._java(
-            "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-c", f"{self.folder}/server.properties"
+            "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-c", f"{self.folder}/format.properties"
         )
         if self.voters:
             known = json.loads((self.folder / "cluster.json").read_text())
@@ -185,18 +202,9 @@ class Node:
             command += ["--standalone", "-t", kafka_uuid()]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if ran.returncode:
-            raise BadDeployment(f"Kafka cannot format {self.folder / 'data'}: {_cause(ran.stdout + ran.stderr)}")
-
-    def _refuse_locked(self, data: Path) -> None:
-        lock = data / ".lock"
-        if not lock.exists():
-            return
-        with open(lock, "r+b") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Java's FileLock is a POSIX one
-                fcntl.lockf(file, fcntl.LOCK_UN)
-            except BlockingIOError:
-                raise BadDeployment(f"another Kafka broker works in {data}") from None
+            raise BadDeployment(f"Kafka cannot format {data}: {_cause(ran.stdout + ran.stderr)}")
+        (self.folder / "format.properties").unlink()
+        made.replace(data)
 
 
 def cluster(folder: Path, ports: list[int], **common: object) -> list[Node]:
@@ -226,10 +234,38 @@ def kafka_uuid() -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody listened on a moment ago.
+
+    Below the range that the system takes for outgoing connections: a client that tries again and again to reach a broker
+    that is being restarted could otherwise be given that very port as its own.
+    """
+    range_of_system = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    below = int(range_of_system.read_text().split()[0]) if range_of_system.exists() else 32768
+    for _ in range(100):
+        port = random.randrange(15000, below) if below > 16000 else 0
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise BadDeployment(f"no free port between 15000 and {below}")
+
+
+def _escaped(path: Path) -> str:
+    r"""A path as Java's properties files want it: ISO 8859-1, everything else as \uXXXX, backslashes twice."""
+    text = str(path).replace("\\", "\\\\").encode("utf-16-be", "surrogatepass")
+    units = [int.from_bytes(text[at : at + 2], "big") for at in range(0, len(text), 2)]
+    return "".join(chr(unit) if 32 <= unit < 127 else f"\\u{unit:04x}" for unit in units)
+
+
+def _refuse_locked(data: Path) -> None:
+    lock = data / ".lock"
+    if not lock.exists():
+        return
+    with open(lock, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Java's FileLock is a POSIX one
+            fcntl.lockf(file, fcntl.LOCK_UN)
+        except BlockingIOError:
+            raise BadDeployment(f"another Kafka broker works in {data}") from None
 
 
 def _refuse_taken(port: int) -> None:
