@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from banksman.local.chdb.users import load_users
 if TYPE_CHECKING:
     from types import FrameType
 
+CLOSE_WITHIN = 8.0
+
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; exit 4 with one line when that cannot begin."""
@@ -30,12 +33,14 @@ def main() -> int:
         "--host-name", action="append", default=[], help="name that a Host header may carry besides loopback's"
     )
     parser.add_argument("--max-body", type=int, default=1 << 30, help="largest request body in bytes, decompressed")
-    parser.add_argument("--memory", type=int, default=4 << 30, help="most memory that one query may take, in bytes")
+    parser.add_argument("--memory", type=int, default=2 << 30, help="most memory that the engine may take, in bytes")
+    parser.add_argument("--threads", type=int, default=0, help="threads of one query; 0: one a core")
+    parser.add_argument("--queries", type=int, default=16, help="queries at once; others wait for 10 s")
     chosen = parser.parse_args()
     try:
         users = load_users(chosen.users)
         chosen.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        engine = Engine(chosen.path, memory=chosen.memory)
+        engine = Engine(chosen.path, memory=chosen.memory, threads=chosen.threads, slots=chosen.queries)
     except Fault as fault:
         locked = "Cannot lock file" in fault.text or "already" in fault.text
         print(f"{chosen.path}: {'another server works in this folder' if locked else fault.text}", file=sys.stderr)
@@ -48,7 +53,7 @@ def main() -> int:
         server = Server((chosen.host, chosen.port), engine, users, max_body=chosen.max_body, hosts=names)
     except OSError as error:
         print(f"cannot listen on {chosen.host}:{chosen.port}: {error.strerror}", file=sys.stderr)
-        engine.close()
+        engine.close(0)
         return 4
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -59,7 +64,10 @@ def main() -> int:
     print(f"listening http://{chosen.host}:{server.server_address[1]}", flush=True)
     server.serve_forever(poll_interval=0.1)
     server.server_close()
-    engine.close()
+    if not engine.close(CLOSE_WITHIN):
+        # Leaving through the interpreter would take the engine apart under a running query. The data are on disk.
+        print(f"queries did not end within {CLOSE_WITHIN:g} s", file=sys.stderr, flush=True)
+        os._exit(1)
     return 0
 
 

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
 from banksman.local.chdb.faults import Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from email.message import Message
     from io import BufferedIOBase
 
 PIECE = 1 << 20
+DRAINED = 1 << 20
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_TRAILERS = 64
 
 
 class Body:
-    """The body of one request, by Content-Length or in chunks."""
+    """The body of one request, by Content-Length or in chunks. ValueError: the headers do not say how long it is."""
 
     def __init__(self, file: BufferedIOBase, headers: Message, limit: int) -> None:
         self._file, self._limit = file, limit
-        self._chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-        self._left = int(headers.get("Content-Length") or 0) if not self._chunked else 0
-        self._done = not self._chunked and self._left <= 0
+        coding = headers.get("Transfer-Encoding")
+        length = headers.get("Content-Length")
+        if coding is not None and (coding.strip().lower() != "chunked" or length is not None):
+            raise ValueError(f"Transfer-Encoding: {coding} is not served")
+        if length is not None and not (length.isascii() and length.isdigit()):
+            raise ValueError(f"Content-Length: {length} is no length")
+        self._chunked = coding is not None
+        self._left = int(length or 0)
+        self._done = not self._chunked and self._left == 0
         self._read = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        """Pieces of at most 1 MiB. Fault (413) beyond the limit; ConnectionResetError when the client went away."""
+        """Pieces of at most 1 MiB. Fault 307 beyond the limit; ConnectionResetError when the client went away."""
         while not self._done:
-            piece = self._chunk() if self._chunked else self._part()
-            self._read += len(piece)
-            if self._read > self._limit:
-                raise Fault(307, f"The request's body is larger than {self._limit} bytes. (TOO_MANY_BYTES)")
+            if self._chunked and self._left == 0:
+                self._next_chunk()
+                continue
+            piece = self._part()
             if piece:
                 yield piece
 
     def drain(self) -> bool:
         """Read what is left, so that the connection can go on; False when that is too much, or the client is gone."""
+        self._limit = min(self._limit, self._read + DRAINED)
         try:
             for _ in self:
                 pass
@@ -45,32 +57,41 @@ class Body:
         return True
 
     def _part(self) -> bytes:
+        if self._read + self._left > self._limit:
+            raise Fault(307, f"The request's body is larger than {self._limit} bytes. (TOO_MANY_BYTES)")
         piece = self._file.read(min(self._left, PIECE))
         if not piece:
             raise ConnectionResetError
         self._left -= len(piece)
-        self._done = self._left <= 0
+        self._read += len(piece)
+        if self._left == 0:
+            if self._chunked:
+                self._file.readline(3)
+            else:
+                self._done = True
         return piece
 
-    def _chunk(self) -> bytes:
-        size = int(self._file.readline(64).split(b";")[0].strip() or b"x", 16)
-        if size == 0:
-            while self._file.readline(8192).strip():
-                pass
-            self._done = True
-            return b""
-        if size > self._limit:
-            raise Fault(307, f"The request's body is larger than {self._limit} bytes. (TOO_MANY_BYTES)")
-        piece = self._file.read(size)
-        if len(piece) < size:
+    def _next_chunk(self) -> None:
+        line = self._file.readline(1024)
+        if not line:
             raise ConnectionResetError
-        self._file.read(2)
-        return piece
+        size = _CHUNK_SIZE.fullmatch(line)
+        if size is None:
+            self._done = True
+            raise ValueError("a chunk without its size")
+        self._left = int(size[1], 16)
+        if self._left == 0:
+            self._done = True
+            for _ in range(_TRAILERS):
+                if not self._file.readline(8192).strip():
+                    return
+            raise ValueError("too many trailers")
 
 
-def decoded(pieces: Body, encoding: str, limit: int) -> Iterator[bytes]:
-    """The pieces decompressed. The decompressed size counts: Fault (413) as soon as it is over the limit, so that a small
-    body that would unpack to a huge one is never unpacked. Fault 43: a Content-Encoding that is not known here.
+def decoded(pieces: Iterator[bytes], encoding: str, limit: int) -> Iterator[bytes]:
+    """The pieces decompressed. The decompressed size counts: Fault 307 as soon as it is over the limit, so that a small
+    body that would unpack to a huge one is never unpacked. Fault 89: a Content-Encoding that is not known here. Fault 271:
+    what came is not compressed in that way, or ends in the middle.
     """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
@@ -85,42 +106,64 @@ def decoded(pieces: Body, encoding: str, limit: int) -> Iterator[bytes]:
             yield piece
 
 
-def _unpacked(pieces: Body, encoding: str) -> Iterator[bytes]:
+def _unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Frames may follow each other, as in `cat a.gz b.gz`."""
+    make, broken = _decoder(encoding)
+    decoder = None
+    try:
+        for piece in pieces:
+            data = piece
+            while data or (decoder is not None and not decoder.needs_input):
+                if decoder is None:
+                    decoder = make()
+                yield decoder.decompress(data, PIECE)
+                data = b""
+                if decoder.eof:
+                    data, decoder = decoder.unused_data, None
+    except broken as error:
+        raise Fault(271, f"The body is not {encoding}: {error}. (CANNOT_DECOMPRESS)") from None
+    if decoder is not None:
+        raise Fault(271, f"The body's {encoding} ends in the middle. (CANNOT_DECOMPRESS)")
+
+
+def _decoder(encoding: str) -> tuple[Callable[[], Any], type[Exception]]:
     if encoding in ("gzip", "deflate"):
-        yield from _zlib(pieces, 31 if encoding == "gzip" else 15)
-        return
-    decoder: Any
-    broken: type[Exception]
+        return lambda: _Zlib(31 if encoding == "gzip" else 15), zlib.error
     if encoding == "lz4":
         import lz4.frame
 
-        decoder, broken = lz4.frame.LZ4FrameDecompressor(), RuntimeError
-    elif encoding == "zstd":
-        from backports import zstd
+        return lz4.frame.LZ4FrameDecompressor, RuntimeError
+    if encoding == "zstd":
+        zstd = zstandard()
+        return zstd.ZstdDecompressor, zstd.ZstdError
+    raise Fault(89, f"Unknown compression method '{encoding}'. (UNKNOWN_COMPRESSION_METHOD)")
 
-        decoder, broken = zstd.ZstdDecompressor(), zstd.ZstdError
+
+def zstandard() -> Any:
+    """The zstd module: of the standard library from Python 3.14 on, its backport before."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
     else:
-        raise Fault(43, f"Unknown compression method '{encoding}'. (ILLEGAL_TYPE_OF_ARGUMENT)")
-    try:
-        for piece in pieces:
-            data = piece
-            while True:
-                yield decoder.decompress(data, max_length=PIECE)
-                data = b""
-                if decoder.eof or decoder.needs_input:
-                    break
-    except broken as error:
-        raise Fault(27, f"The body is not {encoding}: {error}. (CANNOT_DECOMPRESS)") from None
+        from backports import zstd
+    return zstd
 
 
-def _zlib(pieces: Body, bits: int) -> Iterator[bytes]:
-    decoder = zlib.decompressobj(bits)
-    try:
-        for piece in pieces:
-            data = piece
-            while data:
-                yield decoder.decompress(data, PIECE)
-                data = decoder.unconsumed_tail
-        yield decoder.flush(PIECE)
-    except zlib.error as error:
-        raise Fault(27, f"The body cannot be decompressed: {error}. (CANNOT_DECOMPRESS)") from None
+class _Zlib:
+    """zlib's decompressor with the manners of the others: input that was not taken is kept inside."""
+
+    def __init__(self, bits: int) -> None:
+        self._inner = zlib.decompressobj(bits)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        self.needs_input = not self._inner.unconsumed_tail
+        return out

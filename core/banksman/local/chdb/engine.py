@@ -8,61 +8,91 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import chdb
 
 from banksman.local.chdb.faults import Fault, from_engine
+from banksman.local.chdb.handle import Handle
+from banksman.local.chdb.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 QUEUE_SECONDS = 10.0
+LOCKED_SECONDS = 0.5
+SESSION_SECONDS = 3600.0
+SESSIONS = 1000
 
 
 @dataclass
 class _Session:
-    handle: Any
+    handle: Handle
     expires: float
     busy: bool = False
-    sealed: bool = False
 
 
 class Engine:
-    """Owns a data path. `slots`: queries at once; who waits longer than 10 s for one gets code 202."""
+    """Owns a data path. `memory`: bytes that all queries and caches together may take; one query may take three quarters.
+    `threads`: a query's threads, 0 = one a core. `slots`: queries at once; who waits longer than 10 s for one gets code 202.
 
-    def __init__(self, path: Path, *, memory: int, slots: int = 16) -> None:
+    Read-only users get three quarters of the slots at most: no crowd of them keeps the writers out.
+    """
+
+    def __init__(self, path: Path, *, memory: int, threads: int = 0, slots: int = 16) -> None:
+        if "?" in str(path):
+            raise Fault(36, f"{path}: the engine takes what follows a question mark for options. (BAD_ARGUMENTS)")
+        # The caches' own defaults are gigabytes each, made for a server with a machine of its own.
+        options = {
+            "max_server_memory_usage": memory,
+            "mark_cache_size": memory // 8,
+            "index_mark_cache_size": memory // 16,
+            "primary_index_cache_size": memory // 16,
+            "query_condition_cache_size": memory // 32,
+        }
         try:
-            self._keep = chdb.connect(str(path))  # type: ignore[no-untyped-call]
+            self._keep = chdb.connect(f"{path}?{urlencode(options)}")  # type: ignore[no-untyped-call]
         except Exception as error:
             raise from_engine(error) from error
-        self._path, self._memory = str(path), memory
+        self._path, self._memory, self._threads = str(path), memory, threads
         self._slots = threading.BoundedSemaphore(slots)
-        self._lock = threading.Lock()
+        self._reader_slots = threading.BoundedSemaphore(max(1, slots * 3 // 4))
+        self._changed = threading.Condition()
         self._sessions: dict[tuple[str, str], _Session] = {}
-        row = self._keep.query("SELECT version(), timezone()", "TabSeparated").bytes().decode()
-        self.version, self.timezone = row.strip().split("\t")
-        names = self._keep.query("SELECT name FROM system.table_functions", "TabSeparated").bytes().decode()
-        self.table_functions = frozenset(names.lower().split())
+        self._running, self._closing = 0, False
+        first = Handle(self._keep)
+        self.version, self.timezone = first.run("SELECT version(), timezone()").decode().strip().split("\t")
+        self.table_functions = frozenset(first.run("SELECT name FROM system.table_functions").decode().lower().split())
+        self.watch = Watch(self._kill)
 
-    def close(self) -> None:
-        """Let go of the path; what is committed is on disk."""
-        with self._lock:
+    def close(self, within: float) -> bool:
+        """Let no query begin, end the reads, wait for the writes, let go of the path. False: some did not end in time, and
+        the path is still held; what is committed is on disk all the same.
+        """
+        with self._changed:
+            self._closing = True
+        self.watch.kill_all()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._running == 0, within):
+                return False
             for session in self._sessions.values():
                 session.handle.close()
             self._sessions.clear()
+        self.watch.close()
         self._keep.close()
+        return True
 
     @contextmanager
-    def handle(self) -> Iterator[Handle]:
+    def handle(self, *, reader: bool) -> Iterator[Handle]:
         """A handle for one request."""
-        with self._slot():
+        with self._slot(reader=reader):
             handle = self._connect()
             try:
-                yield Handle(handle, sealed=False)
+                yield handle
             finally:
                 handle.close()
 
@@ -72,111 +102,73 @@ class Engine:
 
         Fault 372: it has to exist and does not. Fault 373: another request is using it.
         """
-        with self._slot():
-            with self._lock:
-                now = time.monotonic()
-                for key in [key for key, kept in self._sessions.items() if kept.expires < now and not kept.busy]:
-                    self._sessions.pop(key).handle.close()
-                session = self._sessions.get((user, name))
-                if session is None:
-                    if must_exist:
-                        raise Fault(372, "Session not found. (SESSION_NOT_FOUND)")
-                    session = self._sessions[user, name] = _Session(self._connect(), now)
-                if session.busy:
-                    raise Fault(373, f"Session {name} is locked by a concurrent client. (SESSION_IS_LOCKED)")
-                session.busy = True
-            made = Handle(session.handle, sealed=session.sealed)
+        with self._slot(reader=False):
+            session = self._take(user, name, must_exist=must_exist)
             try:
-                yield made
+                yield session.handle
             finally:
-                with self._lock:
-                    session.sealed = made.sealed
+                with self._changed:
                     session.busy = False
-                    session.expires = time.monotonic() + seconds
+                    session.expires = time.monotonic() + min(seconds, SESSION_SECONDS)
+                    if session.handle.spoiled:
+                        self._sessions.pop((user, name)).handle.close()
+                    self._changed.notify_all()
 
-    def _connect(self) -> Any:
-        handle = chdb.connect(self._path)  # type: ignore[no-untyped-call]
-        handle.query(f"SET max_memory_usage = {self._memory}")
+    def _take(self, user: str, name: str, *, must_exist: bool) -> _Session:
+        with self._changed:
+            now = time.monotonic()
+            for key in [key for key, kept in self._sessions.items() if kept.expires < now and not kept.busy]:
+                self._sessions.pop(key).handle.close()
+            # A client that has its answer asks the next thing before the thread that answered it has let go.
+            self._changed.wait_for(lambda: not self._busy(user, name), LOCKED_SECONDS)
+            if self._busy(user, name):
+                raise Fault(373, f"Session {name} is locked by a concurrent client. (SESSION_IS_LOCKED)")
+            session = self._sessions.get((user, name))
+            if session is None:
+                if must_exist:
+                    raise Fault(372, f"Session {name} not found. (SESSION_NOT_FOUND)")
+                if len(self._sessions) >= SESSIONS:
+                    raise Fault(202, "Too many open sessions. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+                session = self._sessions[user, name] = _Session(self._connect(), now)
+            session.busy = True
+            return session
+
+    def _busy(self, user: str, name: str) -> bool:
+        session = self._sessions.get((user, name))
+        return session is not None and session.busy
+
+    def _connect(self) -> Handle:
+        handle = Handle(chdb.connect(self._path))  # type: ignore[no-untyped-call]
+        threads = f", max_threads = {self._threads}" if self._threads else ""
+        # chDB is more generous than a server: it takes `1 + 1` for a query and lets everybody look into the process.
+        handle.run(
+            f"SET max_memory_usage = {self._memory * 3 // 4}, implicit_select = 0, "
+            f"allow_introspection_functions = 0{threads}"
+        )
         return handle
 
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if not self._slots.acquire(timeout=QUEUE_SECONDS):
-            raise Fault(202, "Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+    def _kill(self, tag: str) -> None:
+        handle = Handle(chdb.connect(self._path))  # type: ignore[no-untyped-call]
         try:
-            yield
+            handle.run(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
         finally:
-            self._slots.release()
-
-
-class Handle:
-    """One connection to the engine. Everything it raises is a Fault. `sealed`: readonly is set, for good."""
-
-    def __init__(self, handle: Any, *, sealed: bool) -> None:
-        self._handle = handle
-        self.sealed = sealed
-
-    def run(self, sql: str) -> bytes:
-        """A statement of our own."""
-        return bytes(self.query(sql, "TabSeparated", {}).bytes() or b"")
-
-    def seal(self, level: int) -> None:
-        """Set `readonly`; it cannot be taken back on this handle."""
-        if not self.sealed:
-            self.run(f"SET readonly = {level}")
-            self.sealed = True
-
-    def query(self, sql: str | bytes, form: str, params: dict[str, str]) -> Any:
-        """The whole result at once (`.bytes()`, `.rows_read()`, `.bytes_read()`)."""
-        try:
-            return self._handle.query(sql, form, params=params)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
+            handle.close()
 
     @contextmanager
-    def stream(self, sql: str | bytes, form: str, params: dict[str, str]) -> Iterator[Iterator[bytes]]:
-        """The result in pieces. Leaving early cancels the query."""
-        try:
-            result = self._handle.send_query(sql, form, params=params)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
-        try:
-            yield _pieces(result)
-        finally:
-            result.close()
-
-    def insert(self, statement: str, form: str, pieces: Iterator[bytes]) -> tuple[int, int]:
-        """Feed data to an INSERT -> (rows, bytes) written. All or nothing for one block."""
-        try:
-            target = self._handle.send_insert(statement, form)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
-        fed = False
-        try:
-            for piece in pieces:
-                if piece:
-                    target.append(piece)
-                    fed = True
-            if not fed:
-                target.cancel()
-                return 0, 0
-            done = target.finish()
-        except (Fault, OSError):
-            target.cancel()
-            raise
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            target.cancel()
-            raise from_engine(error) from None
-        return int(done.rows_written), int(done.bytes_written)
-
-
-def _pieces(result: Any) -> Iterator[bytes]:
-    iterator = iter(result)
-    while True:
-        try:
-            piece = next(iterator, None)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
-        if piece is None:
-            return
-        yield bytes(piece.bytes())
+    def _slot(self, *, reader: bool) -> Iterator[None]:
+        until = time.monotonic() + QUEUE_SECONDS
+        with ExitStack() as held:
+            for gate in (self._reader_slots, self._slots) if reader else (self._slots,):
+                if not gate.acquire(timeout=max(0.0, until - time.monotonic())):
+                    raise Fault(202, "Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+                held.callback(gate.release)
+            with self._changed:
+                if self._closing:
+                    raise Fault(236, "The server is shutting down. (ABORTED)")
+                self._running += 1
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()

@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 
 STATUS = {
-    **dict.fromkeys([6, 26, 27, 36, 38, 41, 42, 43, 53, 62, 70, 72, 82, 115, 117, 386], 400),
-    **dict.fromkeys([192, 193, 194, 497, 516], 403),
-    **dict.fromkeys([46, 47, 60, 81, 372], 404),
-    **dict.fromkeys([159, 160], 408),
-    **dict.fromkeys([158, 307, 396], 413),
-    **dict.fromkeys([373], 423),
-    **dict.fromkeys([48], 501),
-    **dict.fromkeys([202, 439], 503),
+    **dict.fromkeys(
+        [6, 8, 15, 25, 26, 27, 36, 37, 38, 41, 44, 53, 62, 72, 117, 123, 167, 168, 223, 321, 376, 427, 441, 675, 676],
+        400,
+    ),
+    194: 401,
+    **dict.fromkeys([192, 193, 497, 512, 516], 403),
+    **dict.fromkeys([46, 47, 50, 56, 60, 63, 73, 78, 81, 115, 152, 336, 372, 511], 404),
+    159: 408,
+    229: 413,
+    373: 423,
+    48: 501,
+    **dict.fromkeys([76, 202, 209, 439], 503),
+    # where a server says 500, and a client would try the same again in vain
+    **dict.fromkeys([40, 43, 89, 271], 400),
+    307: 413,
+    236: 503,
 }
 """ClickHouse's error code -> HTTP status; 500 for the rest."""
 

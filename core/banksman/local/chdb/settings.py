@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from banksman.local.chdb.faults import Fault
 
 if TYPE_CHECKING:
-    from banksman.local.chdb.engine import Handle
     from banksman.local.chdb.users import User
 
 RESERVED = frozenset(
@@ -43,34 +42,35 @@ RESERVED = frozenset(
 """Parameters of the HTTP interface itself, never engine settings."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-# How a result looks, not what it may touch.
+# How a result looks, not what it may touch: `output_format_schema` writes a file.
 _READERS_OWN = re.compile(
-    r"(?:output|input)_format_[a-z_0-9]+|date_time_(?:in|out)put_format|session_timezone|join_use_nulls"
+    r"(?!\w*(?:schema|path|file|template))(?:output|input)_format_[a-z_0-9]+"
+    r"|date_time_(?:in|out)put_format|session_timezone|join_use_nulls"
 )
+# Chosen by clients without being asked; and `log_comment`, which is ours.
 _IGNORED = frozenset({"readonly", "max_block_size", "max_threads", "result_overflow_mode", "use_query_cache"})
 
 
-def apply_settings(handle: Handle, user: User, given: dict[str, str]) -> None:
-    """Set what the request asks for, then the user's own limits, which it can only make tighter.
+def chosen(user: User, given: dict[str, str]) -> dict[str, str]:
+    """What to set: what the request asks for, then the user's own limits, which it can only make tighter.
 
     Fault 115: not a setting's name. Fault 164: a read-only user chose one that is not about the look of a result.
     """
-    chosen: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for name, value in given.items():
         if not _NAME.fullmatch(name):
             raise Fault(115, f"Unknown setting '{name}'. (UNKNOWN_SETTING)")
-        if name in user.limits:
+        if name in user.limits or name == "log_comment":
             continue
         if user.readonly:
             if name in _IGNORED:
                 continue
             if not _READERS_OWN.fullmatch(name):
                 raise Fault(164, f"Cannot modify '{name}' setting in readonly mode. (READONLY)")
-        chosen[name] = value
+        settings[name] = value
     for name, limit in user.limits.items():
-        chosen[name] = str(min(limit, _positive(name, given.get(name)) or limit))
-    if chosen:
-        handle.run("SET " + ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items()))
+        settings[name] = str(min(limit, _positive(name, given.get(name)) or limit))
+    return settings
 
 
 def _positive(name: str, value: str | None) -> int:
@@ -79,11 +79,7 @@ def _positive(name: str, value: str | None) -> int:
         return 0
     try:
         return max(0, int(float(value)))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Fault(
             27, f"Cannot parse {value!r} as the value of {name}. (CANNOT_PARSE_INPUT_ASSERTION_FAILED)"
         ) from None
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -29,30 +29,35 @@ _TOKEN = re.compile(
       |(?P<quoted>`[^`\\]*`|"[^"\\]*")
       |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
       |(?P<number>[0-9][0-9A-Za-z_]*)
-      |(?P<sign>[-()\[\]{},.;:+*/%<>=!|?&@])""",
+      |(?P<sign>[-()\[\]{},.;:+*/%<>=!|?&@^~])""",
     re.DOTALL | re.VERBOSE,
 )
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ %().:,-]*")
-_SAFE_TABLE_FUNCTIONS = frozenset(
-    [
-        "numbers",
-        "numbers_mt",
-        "zeros",
-        "zeros_mt",
-        "values",
-        "view",
-        "null",
-        "format",
-        "generateseries",
-        "generate_series",
-        "generaterandom",
-        "primes",
-    ]
-)
-# Scalar functions that reach outside the database.
-_OUTSIDE = frozenset(
-    ["file", "catboostevaluate", "reversednsquery", "addresstoline", "addresstosymbol", "addresstolinewithinlines"]
-)
+_NAME = re.compile(r"\w[\w %().:,+*=-]*")
+_PARAMETER = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SAFE_TABLE_FUNCTIONS = _words("""
+    numbers numbers_mt zeros zeros_mt values view null format generateseries generate_series generaterandom primes
+""")
+# Functions that reach outside the database. Their names are refused wherever they stand, not only before a bracket:
+# `arrayMap(file, …)` and `* APPLY file` call them too.
+_OUTSIDE = _words("""
+    file catboostevaluate evalmlmethod reversednsquery hascolumnintable showcertificate logtrace getclienthttpheader
+    addresstoline addresstosymbol addresstolinewithinlines aiclassify aiembed aiextract aifilter aigenerate airedact
+    aisimilarity aitranslate
+""")
+# What the database says about itself. Not here: what others are asking (processes, query_cache), the process (stack_trace).
+_SYSTEM = _words("""
+    aggregate_function_combinators build_options codecs collations columns completions constraints contributors
+    data_skipping_index_types data_skipping_indices data_type_families database_engines databases detached_parts
+    dictionaries documentation errors events formats functions keywords licenses merge_tree_settings merges metrics
+    mutations numbers numbers_mt one parts parts_columns primes projections settings table_engines table_functions
+    tables time_zones unicode zeros zeros_mt
+""")
 
 
 class Insert(NamedTuple):
@@ -75,9 +80,14 @@ def split_insert(sql: bytes) -> Insert | None:
 
     `sql` may be the beginning of a longer body: the data need not be whole.
     """
-    depth = 0
+    depth, before = 0, b""
     for found in _LEX.finditer(sql):
         token = found.group().upper()
+        if token.isspace() or token.startswith((b"--", b"/*", b"# ", b"#!")):
+            continue
+        named, before = before in (b"INTO", b"TABLE", b"."), token  # a table may be called `format`
+        if named:
+            continue
         if token == b"(":
             depth += 1
         elif token == b")":
@@ -94,41 +104,50 @@ def split_insert(sql: bytes) -> Insert | None:
     return None
 
 
+def is_query(sql: bytes, word: str) -> bool:
+    """Whether rows may be streamed: a SELECT, and no `WITH … INSERT`, which begins like one."""
+    if word != "WITH":
+        return word in ("SELECT", "FROM")
+    depth = 0
+    for found in _LEX.finditer(sql):
+        token = found.group().upper()
+        depth += (token == b"(") - (token == b")")
+        if depth == 0 and token in (b"SELECT", b"FROM", b"INSERT"):
+            return token != b"INSERT"
+    return False
+
+
 def trailing_format(sql: bytes) -> str | None:
     """The name in a FORMAT clause that ends a query, or None."""
     found = re.search(rb"\bFORMAT\s+([A-Za-z0-9_]+)\s*(?:SETTINGS\b[^;']*)?;?\s*\Z", sql, re.IGNORECASE)
     return found[1].decode() if found else None
 
 
-def quoted(name: str) -> str:
-    """An identifier for a statement that runs before `readonly` is set; Fault when it could end its quotes."""
-    if "`" in name or "\\" in name or not name:
-        raise Fault(36, f"Bad name {name!r}. (BAD_ARGUMENTS)")
-    return f"`{name}`"
-
-
-def read_only(sql: bytes, table_functions: frozenset[str]) -> str:
+def read_only(sql: bytes, table_functions: frozenset[str], params: dict[str, str]) -> str:
     """A read-only user's query, put together again from its tokens. Fault 164 (READONLY) for what such a user may not run.
 
-    `table_functions`: the engine's own list, lower case; all but a few that only make rows are refused.
+    `table_functions`: the engine's own list, lower case; all but a few that only make rows are refused. `params`: values of
+    `{name:Type}`, of which an Identifier is checked like a name in the text.
     """
     try:
-        text = sql.decode()
+        query = sql.decode()
     except UnicodeDecodeError:
         raise Fault(62, "Syntax error: the query is not UTF-8. (SYNTAX_ERROR)") from None
-    forbidden = (table_functions - _SAFE_TABLE_FUNCTIONS) | _OUTSIDE
+    forbidden = table_functions - _SAFE_TABLE_FUNCTIONS
     out: list[str] = []
-    at, before, first = 0, "", ""
-    while at < len(text):
-        found = _TOKEN.match(text, at)
+    seen = ["", "", ""]  # the last three tokens: names in lower case, signs as they are
+    at, first = 0, ""
+    while at < len(query):
+        found = _TOKEN.match(query, at)
         if found is None:
-            raise _refused(f"{text[at]!r} outside of a text")
+            raise _refused(f"{query[at]!r} outside of a text")
         at, token, kind = found.end(), found.group(), found.lastgroup
         if kind == "space":
             out.append(" ")
             continue
-        if before == ";" and token != ";":  # noqa: S105
+        if seen[-1] == ";" and token != ";":  # noqa: S105 - no password
             raise _refused("more than one statement")
+        _check_seam(out[-1][-1:] if out else " ", token, kind)
         if kind == "quoted":
             token = token[1:-1]
             if not _NAME.fullmatch(token):
@@ -136,17 +155,42 @@ def read_only(sql: bytes, table_functions: frozenset[str]) -> str:
             out.append(f"`{token}`")
         else:
             out.append(token)
-        lower = token.lower()
-        if not first and kind in ("word", "quoted"):
+        name = token.lower() if kind in ("word", "quoted") else ""
+        if name and not first:
             first = token.upper()
             if first not in READS:
                 raise _refused(first)
-        if kind == "word" and lower in ("outfile", "infile"):
-            raise _refused(lower.upper())
-        if token == "(" and (before in forbidden or before == "}"):  # noqa: S105 - a parameter can name a function
-            raise _refused(f"the function {before}")
-        before = lower if kind in ("word", "quoted") else token
+        if name:
+            _check_name(name, seen)
+            if name == "identifier" and seen[-1] == ":":
+                _check_name(params.get(_param(out), "").lower(), ["", "", ""], parameter=True)
+        if token == "(" and (seen[-1] in forbidden or seen[-1] == "}"):  # noqa: S105 - a parameter can name a function
+            raise _refused(f"the function {seen[-1]}")
+        seen = [*seen[1:], name or token]
     return "".join(out)
+
+
+def _check_seam(last: str, token: str, kind: str | None) -> None:
+    """Two tokens without a space between them that are another thing to the engine: `//` begins a comment, doubled quotes
+    stand inside a name, and in `x'…'` a backslash is no escape.
+    """
+    if last + token[0] == "//" or (last == "`" and kind == "quoted") or (last.isalnum() and kind == "string"):
+        raise _refused(f"{token[:20]!r} right behind {last!r}")
+
+
+def _check_name(name: str, seen: list[str], *, parameter: bool = False) -> None:
+    if name in _OUTSIDE or name in ("outfile", "infile", "processlist"):
+        raise _refused(name)
+    if seen[-1] == "." and seen[-2] == "system" and name not in _SYSTEM:
+        raise _refused(f"system.{name}")
+    if parameter and (not _PARAMETER.fullmatch(name) or name == "system"):
+        raise _refused(f"{name!r} as an identifier")
+
+
+def _param(out: list[str]) -> str:
+    """The name before the colon and the type: what `{name : Identifier` ends with."""
+    words = [token for token in out if token != " "]  # noqa: S105 - no password
+    return words[-3]
 
 
 def _refused(what: str) -> Fault:
