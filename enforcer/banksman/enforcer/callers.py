@@ -9,7 +9,7 @@ from banksman.events import is_name
 from banksman.http_problem import problem
 from banksman.identities import Agent, Operator
 from banksman.redact import Redactor
-from banksman.signing import Author, key_of
+from banksman.signing import Author, Mac, key_of
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -23,7 +23,7 @@ REPLAY_TOKEN_ID = "replay"  # noqa: S105 - a name, no secret
 class Caller:
     """An agent that was let in, and what its requests need again and again."""
 
-    __slots__ = ("event_key", "holder", "key", "limits", "name", "partition", "project", "redactor")
+    __slots__ = ("holder", "key", "limits", "mac", "name", "partition", "project", "redactor")
 
     def __init__(
         self, agent: Agent, event_key: bytes, limits: AgentLimits, partition: int, holder: Agent | Operator
@@ -31,7 +31,7 @@ class Caller:
         self.name, self.project = agent.name, agent.project
         self.holder = holder
         """Whose token it was: the agent's own, or in a replay the admin's."""
-        self.event_key = event_key
+        self.mac = Mac(event_key)
         self.redactor = Redactor(event_key)
         self.key = agent.name.encode()
         self.limits = limits

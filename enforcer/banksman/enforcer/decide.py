@@ -26,7 +26,7 @@ from banksman.errors import Unavailable
 from banksman.events import DecisionVoid, rfc3339, uuid7
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
-from banksman.signing import digest
+from banksman.signing import digest_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -87,7 +87,7 @@ class Decider:
         caller.limits.waiting += 1
         try:
             if question.id is None:
-                answer, record = await self._answer(caller, question, uuid7(), began)
+                answer, record = await self._answer(caller, question, self._records.stamps.next()[0], began)
                 await self._send(scope, send, caller, answer, record)
             else:
                 await self._once(scope, send, caller, question, body, began)
@@ -216,7 +216,8 @@ class Decider:
             record["id"] = id_from(int(moment.timestamp() * 1000), "decision", replay, asked)
             record["time"], record["source"] = at, SERVICE
         else:
-            record["id"], record["time"], record["source"] = uuid7(), rfc3339(), self._records.source
+            record["id"], record["time"] = self._records.stamps.next()
+            record["source"] = self._records.source
         if question.call is not None:
             record["call"] = question.call
         record["parent"] = asked
@@ -228,7 +229,7 @@ class Decider:
             record["branch"] = verdict.branch
         if question.args is not None:
             record["args"] = question.args
-            record["args_hash"] = digest(caller.event_key, canonical(question.args))
+            record["args_hash"] = digest_by(caller.mac, canonical(question.args))
         if question.reason is not None:
             record["asked"] = question.reason
         record = caller.redactor.event(record)

@@ -20,7 +20,7 @@ from banksman.errors import InvalidInput, Unavailable
 from banksman.events import ACTION_KINDS, rfc3339, uuid7
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import problem
-from banksman.signing import digest
+from banksman.signing import digest_by
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class EventsIn:
             raise problem(422, error.message, field=_join(where, error.field)) from None
         args = event.get("args")
         if args is not None and "args_hash" not in event:
-            event["args_hash"] = digest(who.event_key, canonical(args))
+            event["args_hash"] = digest_by(who.mac, canonical(args))
         if caller is not None:
             who.limits.session(event["session"], self._lease.clock())
         return who, who.redactor.event(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 from banksman import listener, service, settings
@@ -24,6 +25,10 @@ async def main(stop: asyncio.Event) -> None:
     opened = listener.open_socket(own.enforcer_host, own.enforcer_port, access, setting="BANKSMAN_ENFORCER_HOST")
     replica = Replica(settings.load(settings.Kafka), secret, own, listener.address_of(opened, access))
     app, _ = build(replica)
+    # Every decision makes a few dozen containers that live until their acknowledgement. With the interpreter's default
+    # thresholds the collector would walk all of them every few requests, and find nothing: they are in no cycle.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     closing = asyncio.Event()  # the listener ends its open requests first; the replica's tasks must live that long
     serving = asyncio.create_task(
         listener.serve(app, opened, host=own.enforcer_host, listener=access, stop=stop), name="listener"

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import time
 from collections import OrderedDict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,7 +36,42 @@ if TYPE_CHECKING:
 
 SERVICE = "enforcer"
 KEPT_FOR_LATER = 10_000
+POOL_BYTES = 4000  # a multiple of the ten bytes that an id takes
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # the two bits that RFC 9562 fixes
 _log = logging.getLogger("banksman")
+
+
+class Stamps:
+    """Ids and times of records, as `events.uuid7` and `events.rfc3339` make them, at a fifth of their cost.
+
+    Random bits are fetched by the page, and the text of the second is kept. For one thread of a process that never forks.
+    """
+
+    __slots__ = ("_at", "_ms", "_ms_text", "_pool", "_second", "_second_text")
+
+    def __init__(self) -> None:
+        self._pool, self._at = "", 0
+        self._ms, self._ms_text = -1, ""
+        self._second, self._second_text = -1, ""
+
+    def next(self) -> tuple[str, str]:
+        """-> (a fresh UUIDv7, the time)."""
+        nanoseconds = time.time_ns()
+        ms = nanoseconds // 1_000_000
+        if ms != self._ms:
+            self._ms, text = ms, f"{ms:012x}"
+            self._ms_text = f"{text[:8]}-{text[8:]}-7"
+        second, rest = divmod(nanoseconds, 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        at = self._at
+        if at >= len(self._pool):
+            self._pool, at = os.urandom(POOL_BYTES).hex(), 0
+        self._at = at + 20
+        bits = self._pool[at : at + 20]
+        made = f"{self._ms_text}{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
+        return made, f"{self._second_text}.{rest // 1000:06d}Z"
 
 
 def stamp(source: str) -> dict[str, Any]:
@@ -56,6 +94,7 @@ class Records:
     def __init__(self, kafka: Kafka, secret: Secret, settings: Enforcer, replica: str) -> None:
         self.source = f"{SERVICE}#{replica}"
         self.signer = service_signer(secret, SERVICE)
+        self.stamps = Stamps()
         self.connected = False
         self._kafka, self._settings = kafka, settings
         self._cut_key = secret.derive(secret.current, "service-key", SERVICE)
