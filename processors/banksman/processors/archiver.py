@@ -46,6 +46,8 @@ logger = logging.getLogger("banksman")
 GROUP = "archiver"
 POLL_RECORDS = 20_000
 POLL_MS = 100
+FULL_ROUND = 2_000
+"""Records from which on a round is worth its parts, and the next follows at once."""
 PACE_S = 0.15
 """Least time between two rounds that are not full: each makes a part per partition, which ClickHouse has to merge."""
 BACKOFF_S = (0.1, 5.0)
@@ -100,7 +102,7 @@ class Archiver:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=POLL_RECORDS,
-            max_partition_fetch_bytes=4 << 20,
+            max_partition_fetch_bytes=8 << 20,
             fetch_max_bytes=32 << 20,
             max_poll_interval_ms=86_400_000,  # ClickHouse may be away for long: that is no reason to leave the group
             session_timeout_ms=6000,
@@ -144,7 +146,7 @@ class Archiver:
                 self.progress.polls += 1
                 if not polled or self._assigned.is_set():
                     continue
-                full = sum(map(len, polled.values())) * 2 > POLL_RECORDS
+                full = sum(map(len, polled.values())) >= FULL_ROUND
                 not_before = 0.0 if full else time.monotonic() + PACE_S
                 blocks, dead = self._make(polled)
                 gaps = self._gaps(polled)
