@@ -123,7 +123,7 @@ def parse_line(number: int, raw: bytes) -> Recorded:
         raise InvalidInput("is not a JSON object", field=where)
     fields: dict[str, Any] = {}
     for name, value in given.items():
-        ours: str = ALIASES.get(name, name)
+        ours = str(ALIASES.get(name, name))
         if ours in fields:
             raise InvalidInput(f"is there as {name} and under another name", field=f"{where}: {ours}")
         if ours not in DROPPED and value is not None and not (ours in ("resource", "branch") and value == ""):
