@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers import child_environment
 
 from banksman import bus, codec, settings
 from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled, rfc3339, uuid7
 from banksman.local import children
 from banksman.signing import Credential, Secret, Signer, new_credential, new_token, service_signer
 from banksman.topics import Topic
-from tests.servers import child_environment
 
 POLICY = """\
 project: shop

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from banksman.events import uuid7
-from banksman.signing import Verifier, digest
-from banksman.topics import Topic
 from tests.enforcer.conftest import PUSH, Desk, Enforcer
 
 
