@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from event_pages import events_page, topics_page
+from policy_pages import policy_page
 from settings_pages import settings_page
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-PAGES = {"events.md": events_page, "topics.md": topics_page, "settings.md": settings_page}
+PAGES = {"events.md": events_page, "topics.md": topics_page, "settings.md": settings_page, "policy.md": policy_page}
 
 
 def main() -> int:
