@@ -82,7 +82,6 @@ fields: control and invisible characters, text that is not in Unicode's form NFC
 resources and branches: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an
 empty sixth, and `.` or `..` segments in it. In hosts: upper case, empty labels, a trailing dot, user names, a scheme's own port.
 A pattern that names such a spelling is refused when the file is loaded, because it would never match.
-
 """
 
 VERSIONS = """
@@ -106,6 +105,7 @@ files that say the same have the same hash; `policy.loaded` in `control` holds t
 def policy_page() -> str:
     """The whole page."""
     later = ", ".join(f"`{key}`" for key in LATER)
+    words = ", ".join(f"`{word}`" for word in sorted(READ_ONLY_WORDS))
     longest = f"service {normal.MAX_SERVICE}, action {normal.MAX_ACTION}, resource {normal.MAX_RESOURCE}, branch {normal.MAX_BRANCH}"
     parts = [
         f"{FORMAT}{later} (a file with one of these keys does not load: it is never half obeyed).\n",
@@ -122,8 +122,7 @@ def policy_page() -> str:
             for service, verbs in sorted(READ_ONLY.items())
         ),
         f"| `aws` | those whose name after the service begins with {', '.join(f'`{start}`' for start in READ_ONLY_AWS)} |",
-        "| any other | those whose verb (after the last `:`, `.`, `/` or `__`) begins with one of the words "
-        f"{', '.join(f'`{word}`' for word in sorted(READ_ONLY_WORDS))} |",
+        f"| any other | those whose verb (after the last `:`, `.`, `/` or `__`) begins with one of the words {words} |",
         VERSIONS,
         "This page is made by `make docs`.\n",
     ]
