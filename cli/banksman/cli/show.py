@@ -54,7 +54,8 @@ def safe(text: object, *, newlines: bool = False) -> str:
     if given.isascii() and given.isprintable():
         return given
     return "".join(
-        char if (char.isprintable() or (newlines and char == "\n")) and unicodedata.category(char) not in _HIDDEN
+        char
+        if (newlines and char == "\n") or (char.isprintable() and unicodedata.category(char) not in _HIDDEN)
         else char.encode("unicode_escape").decode("ascii")
         for char in given
     )  # fmt: skip
