@@ -1,4 +1,4 @@
-"""Child processes: they die with their parent, are started again, stop in order, and are never left behind. All of them real."""
+"""Child processes, all of them real: they die with their parent, are started again, stop in order, are never left behind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from tests.local.conftest import runs, until
 
 from banksman.errors import BadDeployment, BrokerAway
+from banksman.local import child as launcher
 from banksman.local import children
 from banksman.local.children import Child, Supervisor
 
@@ -50,9 +51,12 @@ class Desk:
         self.folder = folder
         self.run = folder / "run"
         self.told: list[tuple[str, str]] = []
-        self.supervisor = Supervisor(
-            self.run, lambda name, text: self.told.append((name, text)), ready_within=5, stop_within=1
-        )
+        self.news = asyncio.Event()
+        self.supervisor = Supervisor(self.run, self.report, ready_within=5, stop_within=1)
+
+    def report(self, name: str, text: str) -> None:
+        self.told.append((name, text))
+        self.news.set()
 
     def child(self, name: str, argv: list[str], **more: object) -> Child:
         given = {"ready": at_once, "env": dict(os.environ)}
@@ -61,7 +65,8 @@ class Desk:
     async def heard(self, name: str, part: str) -> None:
         async with asyncio.timeout(20):
             while not any(who == name and part in text for who, text in self.told):
-                await asyncio.sleep(0.01)  # reports come by callback; this is a look at the list
+                self.news.clear()
+                await self.news.wait()
 
 
 @pytest.fixture
@@ -104,7 +109,7 @@ def test_a_child_whose_parent_died_before_it_could_ask_does_not_start(tmp_path: 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     log = tmp_path / "started"
-    argv = [sys.executable, children.launcher.__file__, str(gone.pid), "touch", str(log)]
+    argv = [sys.executable, launcher.__file__, str(gone.pid), "touch", str(log)]
     ran = subprocess.run(argv, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (1, "the parent is gone\n")
     assert not log.exists()
@@ -148,7 +153,12 @@ def test_a_folder_belongs_to_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     claim = children.claim_folder(data)
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
-    program = "import sys; from pathlib import Path; from banksman.local import children; children.claim_folder(Path(sys.argv[1]))"
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from banksman.local import children
+        children.claim_folder(Path(sys.argv[1]))
+    """
     other = subprocess.run([sys.executable, "-c", program, str(data)], capture_output=True, text=True)
     assert f"{data} is in use by another `banksman up` (pid {os.getpid()})" in other.stderr
     claim.close()
@@ -239,8 +249,7 @@ async def test_start_returns_when_the_child_is_ready_and_notes_it(desk: Desk) ->
     log = desk.folder / "one.log"
 
     async def ready() -> None:
-        while not log.exists() or "hello" not in log.read_text():
-            await asyncio.sleep(0.01)  # the child writes into a file; there is nothing to wait on
+        await asyncio.to_thread(until, lambda: log.exists() and "hello" in log.read_text())
 
     await desk.supervisor.start(desk.child("one", argv, ready=ready))
     note = desk.run / "one.json"
@@ -342,9 +351,15 @@ async def test_stop_is_in_reverse_order_and_may_be_repeated(desk: Desk) -> None:
         argv = [
             sys.executable,
             "-c",
-            "import signal, sys, time\n"
-            "def bye(*_):\n open(sys.argv[1], 'a').write(sys.argv[2] + ' '); sys.exit()\n"
-            "signal.signal(15, bye); print('set', flush=True); time.sleep(600)",
+            textwrap.dedent("""
+                import signal, sys, time
+                def bye(*_):
+                    open(sys.argv[1], "a").write(sys.argv[2] + " ")
+                    sys.exit()
+                signal.signal(15, bye)
+                print("set", flush=True)
+                time.sleep(600)
+            """),
             str(order),
             name,
         ]
