@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from banksman.errors import BadDeployment
+from banksman.errors import BadDeployment, BanksmanError
 from banksman.signing import new_token
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STARTER = "my-project.yaml"
+FULL = 4 << 20
+"""Bytes. ClickHouse reserves 1 MiB for a part before it writes one."""
 
 
 class Folder:
@@ -77,9 +80,16 @@ def provide_policies(folder: Path) -> Path | None:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns what the disk says into one clear line: BadDeployment."""
+    """Turns what the disk says into one clear line: BadDeployment.
+
+    A child that found the disk full could often not even write that down. So an error is looked at in that light, too.
+    """
     try:
         yield
+    except BanksmanError as error:
+        if folder.exists() and shutil.disk_usage(folder).free < FULL:
+            raise BadDeployment(f"the disk that holds {folder} is full: {error}") from None
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadDeployment(f"the disk that holds {folder} is full") from None

@@ -15,8 +15,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aiokafka.errors import KafkaError
+
 from banksman import provision, settings
-from banksman.cli import bootstrap, folder
+from banksman.cli import bootstrap, continuity, folder
+from banksman.cli.readiness import answering, saying
 from banksman.errors import BadDeployment
 from banksman.local import children, jars, java
 from banksman.local.chdb.users import write_users
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from banksman.cli.steps import Steps
 
 NEVER_INHERITED = ("BANKSMAN_TOKEN", "BANKSMAN_OPERATOR_TOKEN", "BANKSMAN_OPERATOR_TOKEN_FILE")
-POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,21 @@ class Stack:
     async def start(self) -> None:
         """Return when everything answers. BadDeployment: one clear line about what does not, and the end of its log."""
         with folder.disk_errors(self.folder.root):
-            self._secrets()
-            await _all(self._start_kafka(), self._start_clickhouse())
-            await _all(self._topics(), self._tables())
-            with self._steps.step("services"):
-                await _all(*(self.supervisor.start(child) for child in self._services()))
+            try:
+                await self._start()
+            except KafkaError as error:
+                raise BadDeployment(
+                    f"Kafka does not do what it is asked for: {error}; see {self.folder.kafka / 'server.log'}"
+                ) from None
+
+    async def _start(self) -> None:
+        self._secrets()
+        await _all(self._start_kafka(), self._start_clickhouse())
+        await _all(self._topics(), self._tables())
+        await continuity.check(self.kafka, self.clickhouse, self.folder.root)
+        await self._admin()
+        with self._steps.step("services"):
+            await _all(*(self.supervisor.start(child) for child in self._services()))
 
     async def stop(self) -> None:
         """Stop all in reverse order and let go of the folder."""
@@ -91,6 +103,10 @@ class Stack:
         if self._claim is not None:
             self._claim.close()
             self._claim = None
+
+    def hurry(self) -> None:
+        """Make `stop` wait for nobody."""
+        self.supervisor.hurry()
 
     @property
     def supervisor(self) -> Supervisor:
@@ -135,9 +151,14 @@ class Stack:
     async def _start_kafka(self) -> None:
         with self._steps.step("Kafka's jars") as tell:
             cache = jars.cache_folder(self._local.cache)
-            done = lambda count, total: tell(done=count, total=total, result=f"{total} files in {cache}")  # noqa: E731
-            found = await asyncio.to_thread(jars.fetch, cache, mirror=self._local.maven_mirror, progress=done)
-            machine = await asyncio.to_thread(java.find_java, self._local.java)
+            found, machine = await asyncio.gather(
+                jars.fetch_apart(
+                    cache,
+                    mirror=self._local.maven_mirror,
+                    progress=lambda count, total: tell(done=count, total=total, result=f"{total} files in {cache}"),
+                ),
+                asyncio.to_thread(java.find_java, self._local.java),
+            )
         with self._steps.step("Kafka") as tell:
             node = Node(
                 self.folder.kafka,
@@ -147,7 +168,8 @@ class Stack:
                 users={SUPER_USER: self.kafka.kafka_password},
             )
             await asyncio.to_thread(node.prepare)
-            await self.supervisor.start(Child("kafka", node.argv(), node.log, node.ready, self._environment()))
+            broker = Child("kafka", node.argv(), node.log, node.ready, self._environment(), node.folder / "server.log")
+            await self.supervisor.start(broker)
             tell(result=f"{jars.KAFKA} on 127.0.0.1:{self.ports.kafka}, {machine}")
 
     async def _start_clickhouse(self) -> None:
@@ -157,7 +179,7 @@ class Stack:
                 *_python("banksman.local.chdb"), "--path", str(self.folder.clickhouse), "--port", str(port),
                 "--users", str(self.folder.root / "clickhouse-users.json"),
             ]  # fmt: skip
-            ready = answering(port, "/ping")
+            ready = answering("127.0.0.1", port, "/ping")
             await self.supervisor.start(
                 Child("clickhouse", argv, self.folder.logs / "clickhouse.log", ready, self._environment())
             )
@@ -166,9 +188,6 @@ class Stack:
     async def _topics(self) -> None:
         with self._steps.step("topics") as tell:
             made = await provision.create_topics(self.kafka)
-            self.enrolled = await bootstrap.ensure_admin(
-                self.kafka, self._secret, self._admin_token, source=f"up#{os.getpid()}"
-            )
             tell(result=f"{len(made)} made" if made else "as they were")
 
     async def _tables(self) -> None:
@@ -178,25 +197,26 @@ class Stack:
             ran = await asyncio.to_thread(migrate, self.clickhouse)
             tell(result=", ".join(one.name for one in ran) or "as they were")
 
+    async def _admin(self) -> None:
+        with self._steps.step("admin") as tell:
+            self.enrolled = await bootstrap.ensure_admin(
+                self.kafka, self._secret, self._admin_token, source=f"up#{os.getpid()}"
+            )
+            tell(result=f"{self.enrolled} enrolled" if self.enrolled else "as before")
+
     def _services(self) -> list[Child]:
         env, logs, tls = self._environment(), self.folder.logs, bool(settings.load(settings.Listener).tls_cert_file)
-        enforcer, console = self.ports.enforcer, self.ports.console
+        enforcer = settings.load(settings.Enforcer).enforcer_host, self.ports.enforcer
+        console = settings.load(settings.Console).console_host, self.ports.console
+        archived = logs / "archiver.log"
+
+        def listens(name: str, module: str, where: tuple[str, int]) -> Child:
+            return Child(name, _python(module), logs / f"{name}.log", answering(*where, "/readyz", tls=tls), env)
+
         return [
-            Child(
-                "enforcer",
-                _python("banksman.enforcer"),
-                logs / "enforcer.log",
-                answering(enforcer, "/readyz", tls=tls),
-                env,
-            ),
-            Child("archiver", _python("banksman.processors"), logs / "archiver.log", _at_once, env),
-            Child(
-                "console",
-                _python("banksman.console"),
-                logs / "console.log",
-                answering(console, "/readyz", tls=tls),
-                env,
-            ),
+            listens("enforcer", "banksman.enforcer", enforcer),
+            Child("archiver", _python("banksman.processors"), archived, saying(archived, b"archiver ready"), env),
+            listens("console", "banksman.console", console),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -245,37 +265,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def answering(port: int, path: str, *, tls: bool = False) -> Callable[[], Awaitable[None]]:
-    """A `ready` that returns when a GET of `path` is answered with 200; with TLS, when the port takes a connection."""
-
-    async def ready() -> None:
-        while not await _ok(port, "" if tls else path):  # noqa: ASYNC110 - another process cannot set an event of ours
-            await asyncio.sleep(POLL_S)
-
-    return ready
-
-
-async def _at_once() -> None:
-    """For a child that listens nowhere: it is as ready as it will say."""
-
-
-async def _ok(port: int, path: str) -> bool:
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    try:
-        if path:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
-            return b" 200 " in await asyncio.wait_for(reader.readline(), 5)
-    except (OSError, TimeoutError):
-        return False
-    else:
-        return True
-    finally:
-        writer.close()
 
 
 async def _all(*work: Awaitable[None]) -> None:

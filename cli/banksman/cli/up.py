@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ EXAMPLES = """
   banksman up --data /srv/banksman --policies /etc/banksman/policies
   banksman up --enforcer-port 17700 --console-port 17701 --kafka-port 19092 --clickhouse-port 18123
 """
+
+HERE = ("127.0.0.1", "localhost")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +85,7 @@ def chosen_ports(args: argparse.Namespace) -> Ports:
             ports[name] = flag
             continue
         parts = urlsplit(address)
-        if parts.hostname not in ("127.0.0.1", "localhost") or "," in address or not parts.port:
+        if parts.scheme == "https" or parts.hostname not in HERE or "," in address or not parts.port:
             raise InvalidSetting(
                 "names a server elsewhere, and `up` starts one of its own: unset it, or run the services "
                 "one by one (`banksman serve`)", field=variable,
@@ -99,13 +102,13 @@ def chosen_ports(args: argparse.Namespace) -> Ports:
 
 
 async def _serve(stack: Stack, steps: Steps) -> int:
-    stop = stopping()
+    stop = stopping(stack)
     began = time.monotonic()
     try:
         if await until(stop, stack, steps):
             show.say(board(stack, time.monotonic() - began))
             await stop.wait()
-        show.note("stopping")
+        show.note("stopping (Ctrl-C again: without waiting)")
     finally:
         await stack.stop()
     show.note("stopped; the data is kept in " + str(stack.folder.root))
@@ -128,12 +131,18 @@ async def until(stop: asyncio.Event, stack: Stack, steps: Steps) -> bool:
         await asyncio.gather(starting, asked, return_exceptions=True)
 
 
-def stopping() -> asyncio.Event:
-    """An event that Ctrl-C, SIGTERM and a closed terminal set."""
+def stopping(stack: Stack) -> asyncio.Event:
+    """An event that Ctrl-C, SIGTERM and a closed terminal set. Whoever says it twice does not want to wait."""
     stop = asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            stack.hurry()
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     return stop
 
 
@@ -163,7 +172,7 @@ def board(stack: Stack, took: float) -> str:
         "next, in another terminal:",
     ]
     if ports != Ports() or here.root != Path(".banksman").absolute():
-        lines += [f"  export {name}={value}" for name, value in stack.addresses().items()]
+        lines += [f"  export {name}={shlex.quote(value)}" for name, value in stack.addresses().items()]
     lines += [
         "  banksman agents add my-agent --project my-project --owner you@example.com --out my-agent.credential",
         "  banksman status",

@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 READY_WITHIN = 60.0
 STOP_WITHIN = 10.0
 FIRST_BACKOFF, LAST_BACKOFF, STEADY = 0.2, 10.0, 30.0
+LOG_BYTES, LOOK_AT_LOGS = 16 << 20, 30.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Child:
     """What to run. Secrets go into `env` or files, never into `argv`: everybody on the machine can read that.
 
     `ready` returns when the child answers; it is tried as long as the process lives, for at most `READY_WITHIN` seconds.
+    `more`: where else it says what it does; named in the error when `log` holds nothing.
     """
 
     name: str
@@ -45,16 +49,19 @@ class Child:
     log: Path
     ready: Callable[[], Awaitable[None]]
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    more: Path | None = None
 
 
 def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program that dies with this process, in a session of its own, output appended to `log` (0600).
+    """Start a program that dies with this process, in a session of its own, output appended to `log`.
+
+    The log and every file that the program makes are for this user alone (umask 077).
 
     Only from the main thread: the children of another thread would be killed when that thread ends (child.py).
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("children are started from the main thread: they die with the thread that starts them")
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *argv],
@@ -62,6 +69,7 @@ def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Pope
             stdout=out,
             stderr=out,
             env=env,
+            umask=0o077,
             start_new_session=True,  # Ctrl-C is for the parent, which then stops the children in order
         )
 
@@ -69,16 +77,33 @@ def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Pope
 def last_lines(log: Path, count: int = 5, *, since: int = 0) -> str:
     """The end of a log, for an error message: at most 8 KiB of what was written after its first `since` bytes."""
     with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
-        file.seek(max(since, log.stat().st_size - 8192))
+        size = log.stat().st_size
+        file.seek(max(since if since <= size else 0, size - 8192))  # it may have been cut to nothing meanwhile
         return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
     return ""
 
 
+def bound_log(log: Path, limit: int = LOG_BYTES) -> bool:
+    """Copy a log beyond `limit` bytes to `log`.1 and cut it to nothing -> whether it was so large.
+
+    The child goes on writing: its file is open for appending, so that the next line is the first. What it writes between the
+    copy and the cut, some microseconds, is lost: this is a log, the record is in Kafka.
+    """
+    if not log.exists() or log.stat().st_size <= limit:
+        return False
+    older = log.with_name(log.name + ".1")
+    with open(log, "r+b") as now, open(os.open(older, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as before:
+        shutil.copyfileobj(now, before)
+        now.truncate(0)
+    return True
+
+
 def claim_folder(data: Path) -> IO[str]:
     """Make `data` (0700) and hold it for this process; the returned file keeps the claim. BadDeployment: another has it."""
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     data.chmod(0o700)
-    file = open(data / "up.lock", "a+")  # noqa: SIM115 - it is kept open for as long as the claim holds
+    # it is kept open for as long as the claim holds
+    file = os.fdopen(os.open(data / "up.lock", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -139,10 +164,19 @@ def port_holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})" if connection.pid else ""
+                return _called(psutil.Process(connection.pid)) if connection.pid else ""
     except (psutil.AccessDenied, psutil.NoSuchProcess):
         return ""
     return ""
+
+
+def _called(process: psutil.Process) -> str:
+    """A process by its name, one of ours by its module; never by its arguments, which may hold a stranger's secret."""
+    with contextlib.suppress(psutil.AccessDenied):
+        ours = [word for word in process.cmdline() if re.fullmatch(r"banksman\.[a-z.]+", word) or word == "kafka.Kafka"]
+        if ours:
+            return f"pid {process.pid} ({ours[0]}, of another `banksman up`?)"
+    return f"pid {process.pid} ({process.name()})"
 
 
 class Supervisor:
@@ -163,30 +197,63 @@ class Supervisor:
         self._run, self._report = run, report
         self._ready_within, self._stop_within = ready_within, stop_within
         self._log_before: dict[str, int] = {}
+        self._logs: set[Path] = set()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        run.mkdir(parents=True, exist_ok=True)
+        self._hurry = asyncio.Event()
+        self._bounding: asyncio.Task[None] | None = None
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def start(self, child: Child) -> None:
         """Start `child` and return when it is ready. BadDeployment, with the end of its log, when it does not get there."""
         self._spawn(child)
         await self._until_ready(child)
         self._watchers[child.name] = asyncio.create_task(self._watch(child), name=f"watch {child.name}")
+        self._logs.add(child.log)
+        if self._bounding is None:
+            self._bounding = asyncio.create_task(self._bound_logs(), name="bound logs")
 
     async def stop(self) -> None:
         """Stop all in reverse order: SIGTERM, then SIGKILL for who does not go. May be called again."""
-        for task in self._watchers.values():
+        tasks = [*self._watchers.values(), *([self._bounding] if self._bounding else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._watchers.clear()
+        self._bounding = None
         for name in reversed(list(self._processes)):
             process = self._processes.pop(name)
             process.terminate()
-            if not await _gone(process, self._stop_within):
+            if not await self._stopped(process) and not self._hurry.is_set():
                 self._report(name, f"did not stop within {self._stop_within:g} s, killed")
             _end_group(process.pid)
             await _gone(process, self._stop_within)
             (self._run / f"{name}.json").unlink(missing_ok=True)
+
+    def hurry(self) -> None:
+        """Do not wait for anybody any more: who has not stopped yet is killed."""
+        self._hurry.set()
+
+    async def _stopped(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it went by itself, in time and before `hurry`."""
+        going = asyncio.ensure_future(_gone(process, self._stop_within))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        try:
+            await asyncio.wait({going, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            going.cancel()
+            hurry.cancel()
+            await asyncio.gather(going, hurry, return_exceptions=True)
+        return process.poll() is not None
+
+    async def _bound_logs(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AT_LOGS)
+            for log in self._logs:
+                try:
+                    bound_log(log)
+                except OSError as error:  # a full disk: the child's own log is what is left of it
+                    self._report(log.stem, f"{log} cannot be kept short: {error}")
 
     def pid(self, name: str) -> int:
         """The process id of a child that was started."""
@@ -218,7 +285,8 @@ class Supervisor:
             if process.poll() is not None:
                 how = _ending(process.returncode)
             end = last_lines(child.log, since=self._log_before[child.name])
-            raise BadDeployment(f"{child.name} {how}; the end of {child.log}:\n{end}".removesuffix(":\n"))
+            said = f"the end of {child.log}:\n{end}" if end else f"see {child.more or child.log}"
+            raise BadDeployment(f"{child.name} {how}; {said}")
         finally:
             ready.cancel()
             died.cancel()

@@ -6,11 +6,14 @@ Not jgo's own resolver: given the top coordinate it chose kafka-clients 3.9.1 be
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import errno
 import hashlib
 import os
+import re
 import shutil
+import sys
 import tempfile
 import time
 from importlib import resources
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from banksman.errors import BadDeployment
+from banksman.local import child as launcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +88,46 @@ def fetch(
     return folder
 
 
+async def fetch_apart(folder: Path, *, mirror: str = "", progress: Callable[[int, int], None] | None = None) -> Path:
+    """`fetch` in a process of its own: whoever is cancelled must not wait for a network that does not answer."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()),
+        sys.executable, "-P", "-m", "banksman.local.jars", str(folder),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "BANKSMAN_MAVEN_MIRROR": mirror},  # it may hold a password, so it is no argument
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.ensure_future(process.stderr.read())
+    try:
+        async for line in process.stdout:
+            done, total = map(int, line.split())
+            if progress:
+                progress(done, total)
+        said = (await errors).decode("utf-8", "replace").strip()
+        if await process.wait():
+            raise BadDeployment(said.splitlines()[-1] if said else "Kafka's jars could not be fetched")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        errors.cancel()
+        await asyncio.gather(errors, return_exceptions=True)
+    return folder
+
+
+def main() -> int:
+    """`python -m banksman.local.jars FOLDER`: fetch; a line `done total` a jar."""
+    try:
+        mirror = os.environ.get("BANKSMAN_MAVEN_MIRROR", "")
+        fetch(Path(sys.argv[1]), mirror=mirror, progress=lambda done, total: print(done, total, flush=True))
+    except BadDeployment as error:
+        print(error, file=sys.stderr)
+        return 4
+    return 0
+
+
 def class_path(folder: Path) -> str:
     """What the JVM gets: the locked files by name, so that nothing else in the folder is ever loaded."""
     if os.pathsep in str(folder):
@@ -119,12 +163,24 @@ def _fetch(name: str, lock: tuple[str, str], folder: Path, scratch: Path, mirror
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise BadDeployment(f"{coordinate} could not be fetched: {error}") from None
+        raise _not_fetched(coordinate, error) from None
     except Exception as error:  # noqa: BLE001 - jgo has no error tree of its own; whatever it is, the jar is not here
-        raise BadDeployment(f"{coordinate} could not be fetched: {type(error).__name__}: {error}") from None
+        raise _not_fetched(coordinate, error) from None
     found = hashlib.sha256(got.read_bytes()).hexdigest()
     if found != digest:
         raise BadDeployment(f"{coordinate} is not the file that was locked: SHA-256 {found}, not {digest}")
     whole = scratch / name
     shutil.move(got, whole)
     whole.replace(folder / name)
+
+
+def _not_fetched(coordinate: str, error: Exception) -> BadDeployment:
+    text = re.sub(r"://[^/@\s]*@", "://…@", str(error))  # the address of a mirror may hold a password
+    return BadDeployment(
+        f"{coordinate} could not be fetched: {type(error).__name__}: {text} "
+        "(BANKSMAN_MAVEN_MIRROR names another place to fetch from, BANKSMAN_CACHE a folder that has them)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -117,6 +117,8 @@ class Node:
         self._write("log4j2.properties", [line.format(folder=_escaped(self.folder)) for line in LOG4J.splitlines()])
         if not (data / "meta.properties").exists():
             self._format(controller, data)
+        if not (data / "__cluster_metadata-0").is_dir():  # the broker would wait for it for ever, at full speed
+            raise BadDeployment(f"{data} is damaged: Kafka's own records (__cluster_metadata-0) are gone")
         self._write_properties("server.properties", controller, data)
 
     def _java(self, *arguments: str) -> list[str]:
@@ -200,7 +202,7 @@ class Node:
             command += ["--initial-controllers", known["voters"], "-t", known["id"]]
         else:
             command += ["--standalone", "-t", kafka_uuid()]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, umask=0o077)  # noqa: S603
         if ran.returncode:
             raise BadDeployment(f"Kafka cannot format {data}: {_cause(ran.stdout + ran.stderr)}")
         (self.folder / "format.properties").unlink()
