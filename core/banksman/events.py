@@ -22,10 +22,16 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}"
 is_name = re.compile(NAME).fullmatch
 """Truthy for names of projects, agents, sessions and operators: they end up in URLs, commands and Slack."""
 
-Name = Annotated[str, msgspec.Meta(pattern=f"^{NAME}$")]
-Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
-Uuid7 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
-Time = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")]
+
+def _whole(pattern: str) -> msgspec.Meta:
+    # Python's `$` also matches before a line feed at the end; JSON Schema, where this ends up, has no `\Z`.
+    return msgspec.Meta(pattern=f"^{pattern}$(?!\\n)")
+
+
+Name = Annotated[str, _whole(NAME)]
+Uuid = Annotated[str, _whole("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")]
+Uuid7 = Annotated[str, _whole("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")]
+Time = Annotated[str, _whole(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Usd = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Outcome = Literal["allow", "deny", "approve"]
