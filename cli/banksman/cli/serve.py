@@ -18,7 +18,7 @@ EXAMPLES = """
 
 SERVICES = {
     "enforcer": ("banksman.enforcer.main", "answers decide, records every decision"),
-    "archiver": ("banksman.processors.archiver_main", "brings every topic into ClickHouse, exactly once"),
+    "archiver": ("banksman.processors.main", "brings every topic into ClickHouse, exactly once"),
     "console": ("banksman.console.main", "the read side: answers questions from ClickHouse"),
 }
 
