@@ -7,32 +7,23 @@ nobody and becomes a finding. Kill, revoke and pause have their place in `State.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import KafkaError
-
-from banksman import codec
-from banksman.bus import read_from_start
-from banksman.errors import InvalidEvent
+from banksman.control_log import ControlLog
 from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved, Replica
 from banksman.identities import Agent, Identities, Operator
-from banksman.signing import REPLAY, Author, Verifier, may_write
-from banksman.topics import Topic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    from aiokafka.structs import ConsumerRecord
-
+    from banksman.control_log import Forged
     from banksman.enforcer.lease import Lease
     from banksman.events import Event
     from banksman.settings import Kafka
     from banksman.signing import Secret
-
-_log = logging.getLogger("banksman")
 
 
 @dataclass
@@ -46,17 +37,6 @@ class Peer:
     ended: bool
     met: float
     """When the reader met the heartbeat, on this replica's clock."""
-
-
-@dataclass(frozen=True)
-class Forged:
-    """A control record that nobody of ours has signed, or that cannot be understood."""
-
-    offset: int
-    received_ms: int
-    why: str
-    key: str
-    kind: str
 
 
 @dataclass
@@ -125,9 +105,7 @@ class ControlReader:
         self.state = state
         self.caught_up = asyncio.Event()
         """Set when a heartbeat of this replica's own came back: what was on the log before it began is applied."""
-        self._kafka, self._topic = kafka, kafka.topic(Topic.CONTROL)
-        self._verifier, self._lease = Verifier(secret), lease
-        self._forged, self._changed = forged, changed
+        self._log, self._lease, self._changed = ControlLog(kafka, secret, forged), lease, changed
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def run(self) -> None:
@@ -135,19 +113,20 @@ class ControlReader:
 
         Until Kafka was reached for the first time it tries again.
         """
-        async for batch in self._batches():
-            news = False
-            for record in batch:
-                event = self._verified(record)
-                if event is not None:
-                    news |= self.state.apply(event, self._lease.clock())
-                self.state.applied = record.offset
-                if isinstance(event, Replica) and self._lease.came_back(event.id):
-                    self.caught_up.set()
-            if batch:
-                self._tell()
-            if news:
-                self._changed()
+        async with aclosing(self._log.batches()) as batches:
+            async for batch in batches:
+                news = False
+                for record in batch:
+                    event = self._log.verified(record)
+                    if event is not None:
+                        news |= self.state.apply(event, self._lease.clock())
+                    self.state.applied = record.offset
+                    if isinstance(event, Replica) and self._lease.came_back(event.id):
+                        self.caught_up.set()
+                if batch:
+                    self._tell()
+                if news:
+                    self._changed()
 
     async def applied(self, offset: int) -> None:
         """Return when the record at `offset` has been applied here."""
@@ -164,50 +143,3 @@ class ControlReader:
                 self._waiting.append((offset, future))
             elif not future.done():
                 future.set_result(None)
-
-    async def _batches(self) -> AsyncIterator[list[ConsumerRecord]]:
-        said = False
-        while True:
-            try:
-                async for batch in read_from_start(self._kafka, self._topic):
-                    said = True
-                    yield batch
-            except (KafkaError, OSError) as error:
-                if self.state.applied >= 0 or said:
-                    raise  # what was missed cannot be known: only a fresh reader can
-                _log.warning("control cannot be read yet: %s", error)
-                said = False
-            await asyncio.sleep(0.5)
-
-    def _verified(self, record: ConsumerRecord) -> Event | None:
-        """The record's event if a service of ours wrote it, for live use, exactly so."""
-        if record.value is None:  # a tombstone: nothing to apply
-            return None
-        author = self._verifier.author(self._topic, record.key, record.headers, record.value)
-        headers = dict(record.headers)
-        try:
-            event = codec.decode(record.value, Topic.CONTROL)
-        except InvalidEvent as error:
-            self._refuse(record, f"cannot be understood: {error}", headers)
-            return None
-        kind = str(type(event).__struct_config__.tag)
-        why = _doubt(author, event, kind, headers)
-        if why:
-            self._refuse(record, why, headers)
-            return None
-        return event
-
-    def _refuse(self, record: ConsumerRecord, why: str, headers: dict[str, bytes]) -> None:
-        key = (record.key or b"").decode("utf-8", "backslashreplace")[:200]
-        kind = (headers.get("ce_type") or b"").decode("utf-8", "backslashreplace").removeprefix("banksman.")[:64]
-        self._forged(Forged(record.offset, record.timestamp, why[:500], key, kind))
-
-
-def _doubt(author: Author | None, event: Event, kind: str, headers: dict[str, bytes]) -> str:
-    if not may_write(author, Topic.CONTROL, kind=kind, project=None, agent=None):
-        return "nobody of ours has signed it" if author is None else f"{author} may not write control"
-    if headers.get("ce_id") != event.id.encode() or headers.get("ce_type") != f"banksman.{kind}".encode():
-        return "its headers name another event than its body"
-    if REPLAY in headers:
-        return "a replay touches no control"
-    return ""

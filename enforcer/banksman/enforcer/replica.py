@@ -18,7 +18,7 @@ from banksman import provision
 from banksman.enforcer.agreement import EVERY, PATIENCE_S, Agreement, told
 from banksman.enforcer.answers import Answers
 from banksman.enforcer.callers import Callers
-from banksman.enforcer.control import ControlReader, Forged, Peer, State
+from banksman.enforcer.control import ControlReader, Peer, State
 from banksman.enforcer.lease import Lease, boottime
 from banksman.enforcer.metrics import Metrics
 from banksman.enforcer.policies import Policies
@@ -29,6 +29,7 @@ from banksman.events import Replica as Heartbeat
 from banksman.service import together
 
 if TYPE_CHECKING:
+    from banksman.control_log import Forged
     from banksman.settings import Enforcer, Kafka
     from banksman.signing import Secret
 

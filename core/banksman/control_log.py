@@ -1,0 +1,106 @@
+"""The `control` topic as services believe it: in offset order, and of each record only what one of ours has signed.
+
+Who applies it keeps a state of its own; what is not verified is applied by nobody and told to `forged`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+
+from banksman import codec
+from banksman.bus import read_from_start
+from banksman.errors import InvalidEvent
+from banksman.signing import REPLAY, Author, Verifier, may_write
+from banksman.topics import Topic
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from aiokafka.structs import ConsumerRecord
+
+    from banksman.events import Event
+    from banksman.settings import Kafka
+    from banksman.signing import Secret
+
+RETRY_S = 0.5
+_log = logging.getLogger("banksman")
+
+
+@dataclass(frozen=True)
+class Forged:
+    """A control record that nobody of ours has signed, or that cannot be understood."""
+
+    offset: int
+    received_ms: int
+    why: str
+    key: str
+    kind: str
+
+
+class ControlLog:
+    """Reads `control` and judges its records. `forged(Forged)` is called for each that does not count."""
+
+    def __init__(self, kafka: Kafka, secret: Secret, forged: Callable[[Forged], None]) -> None:
+        self._kafka, self._topic = kafka, kafka.topic(Topic.CONTROL)
+        self._verifier, self._forged = Verifier(secret), forged
+
+    async def batches(self) -> AsyncGenerator[list[ConsumerRecord], None]:
+        """Every record from the beginning, for ever; an empty batch when nothing new came. Leave it through `aclosing`.
+
+        Until Kafka was reached for the first time it tries again. Raises what reading dies of after that, such as
+        OffsetOutOfRangeError: what was missed cannot be known, only a fresh state can be right.
+        """
+        said = False
+        while True:
+            reached = False
+            try:
+                async with aclosing(read_from_start(self._kafka, self._topic)) as batches:
+                    async for batch in batches:
+                        reached = True
+                        yield batch
+            except (KafkaError, OSError) as error:
+                if reached:
+                    raise
+                if not said:
+                    _log.warning("control cannot be read yet: %s", error)
+                    said = True
+            await asyncio.sleep(RETRY_S)
+
+    def verified(self, record: ConsumerRecord) -> Event | None:
+        """The record's event if a service of ours wrote it, for live use, exactly so. None: a tombstone, or forged."""
+        if record.value is None:
+            return None
+        author = self._verifier.author(self._topic, record.key, record.headers, record.value)
+        headers = dict(record.headers)
+        try:
+            event = codec.decode(record.value, Topic.CONTROL)
+        except InvalidEvent as error:
+            self._refuse(record, f"cannot be understood: {error}", headers)
+            return None
+        kind = str(type(event).__struct_config__.tag)
+        why = _doubt(author, event, kind, headers)
+        if why:
+            self._refuse(record, why, headers)
+            return None
+        return event
+
+    def _refuse(self, record: ConsumerRecord, why: str, headers: dict[str, bytes]) -> None:
+        key = (record.key or b"").decode("utf-8", "backslashreplace")[:200]
+        kind = (headers.get("ce_type") or b"").decode("utf-8", "backslashreplace").removeprefix("banksman.")[:64]
+        self._forged(Forged(record.offset, record.timestamp, why[:500], key, kind))
+
+
+def _doubt(author: Author | None, event: Event, kind: str, headers: dict[str, bytes]) -> str:
+    if not may_write(author, Topic.CONTROL, kind=kind, project=None, agent=None):
+        return "nobody of ours has signed it" if author is None else f"{author} may not write control"
+    if headers.get("ce_id") != event.id.encode() or headers.get("ce_type") != f"banksman.{kind}".encode():
+        return "its headers name another event than its body"
+    if REPLAY in headers:
+        return "a replay touches no control"
+    return ""
