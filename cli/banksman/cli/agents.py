@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from banksman.cli import client, show
-from banksman.errors import InvalidInput
+from banksman.cli import client, credential, show
 
 if TYPE_CHECKING:
     import argparse
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 HELP = "The agents that are enrolled; `add` enrols one, `rotate` gives one a new credential and ends the old one."
 EXAMPLES = """
   banksman agents
-  banksman agents --json
+  banksman agents --project billing-automation --json
   banksman agents add claude-invoice-01 --project billing-automation --owner ann@acme.example
   banksman agents add ci-bot --project ci --owner ops --out ci-bot.credential
   banksman agents rotate ci-bot --out ci-bot.credential
@@ -24,6 +21,7 @@ EXAMPLES = """
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    parser.add_argument("--project", dest="of", metavar="PROJECT", help="only the agents of this project")
     show.json_argument(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="add | rotate")
     add = verbs.add_parser("add", help="enrol an agent; its credential is shown once", allow_abbrev=False)
@@ -33,60 +31,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     rotate = verbs.add_parser("rotate", help="a new credential; the old one ends at once", allow_abbrev=False)
     rotate.add_argument("agent", help="its name")
     for verb in (add, rotate):
-        verb.add_argument(
-            "--out", metavar="FILE", type=Path, help="write the credential there (0600) instead of showing it"
-        )
-        verb.add_argument("--json", action="store_true", help="JSON on stdout, for programs")
+        credential.out_argument(verb, "credential")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     enforcer = client.enforcer()
     if args.verb == "add":
-        reserve(args.out)
-        answer = enforcer.post("/v1/agents", {"agent": args.agent, "project": args.project, "owner": args.owner})
-        return hand_over(answer, args, f"{args.agent} is enrolled in {args.project}")
+        body = {"agent": args.agent, "project": args.project, "owner": args.owner}
+        return credential.hand_over(
+            lambda: enforcer.post("/v1/agents", body), args, f"{args.agent} is enrolled in {args.project}"
+        )
     if args.verb == "rotate":
-        reserve(args.out)
-        answer = enforcer.post(f"/v1/agents/{client.part(args.agent)}/rotate")
-        return hand_over(answer, args, f"{args.agent} has a new credential, the old one is refused from now on")
-    answer = enforcer.get("/v1/agents")
+        return credential.hand_over(
+            lambda: enforcer.post(f"/v1/agents/{client.part(args.agent)}/rotate"),
+            args,
+            f"{args.agent} has a new credential, the old one is refused from now on",
+            replace=True,
+        )
+    return _list(enforcer, args)
+
+
+def _list(enforcer: client.Client, args: argparse.Namespace) -> int:
+    agents = [one for one in enforcer.get("/v1/agents")["agents"] if args.of in (None, one["project"])]
     if args.json:
-        show.emit(answer)
+        show.emit({"agents": agents})
         return 0
     show.table(
-        ("agent", "project", "owner", "enrolled", "rotated"),
+        ("agent", "project", "owner", "enrolled (UTC)", "rotated (UTC)"),
         [
-            (one["agent"], one["project"], one["owner"], one.get("enrolled_at"), one.get("rotated_at"))
-            for one in answer["agents"]
+            (one["agent"], one["project"], one["owner"], _minute(one["enrolled_at"]), _minute(one["rotated_at"]))
+            for one in agents
         ],
-        empty="no agent is enrolled yet: banksman agents add NAME --project P --owner O",
-    )
+        empty=f"no agent of {args.of} is enrolled" if args.of
+        else "no agent is enrolled yet: banksman agents add NAME --project P --owner O",
+    )  # fmt: skip
     return 0
 
 
-def reserve(out: Path | None) -> None:
-    """Refuse before anything is enrolled what could not be written afterwards: the credential is shown once."""
-    if out is None:
-        return
-    folder = out.parent
-    if out.is_dir() or not folder.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
-        raise InvalidInput(f"{out} cannot be written", field="--out")
-
-
-def hand_over(answer: dict[str, str], args: argparse.Namespace, sentence: str) -> int:
-    """Give a new credential to whoever asked: into the file, or on stdout with a word on stderr."""
-    if args.out is not None:
-        from banksman.cli.folder import write_secret
-
-        write_secret(args.out, answer["token"])
-        show.note(f"{sentence}; the credential is in {args.out}")
-        if args.json:
-            show.emit({key: value for key, value in answer.items() if key != "token"} | {"out": str(args.out)})
-        return 0
-    if args.json:
-        show.emit(answer)
-        return 0
-    show.note(f"{sentence}. Its credential, shown this once:")
-    print(answer["token"])
-    return 0
+def _minute(time: str | None) -> str:
+    return show.moment(time)[:16]

@@ -1,19 +1,19 @@
 """Operators' commands speak HTTP through this: the enforcer and the console, with an operator's token. Standard library only.
 
     from banksman.cli import client
-    agents = client.enforcer().get("/v1/agents")
+    agents = client.enforcer().get("/v1/agents")["agents"]
     for message in client.console().stream("/v1/watch", {"agent": name}):  ...
 
 Whatever is not a 2xx becomes a Problem: one line for people, `status` and `body` for code, and the exit code it means. Nobody
-there is Unavailable. The token is looked for in BANKSMAN_OPERATOR_TOKEN, the file that BANKSMAN_OPERATOR_TOKEN_FILE names,
-then `admin.token` in the folder of `banksman up`; it is in no message.
+there, or somebody who is no banksman, is Unavailable. The token is looked for in BANKSMAN_OPERATOR_TOKEN, the file that
+BANKSMAN_OPERATOR_TOKEN_FILE names, then `admin.token` in the folder of `banksman up`; it is in no message.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,8 +35,14 @@ class Problem(BanksmanError):
         self.status, self.body, self.retry_after = status, body, retry_after
         parts = [str(part) for part in (body.get("title"), body.get("detail")) if part]
         text = ": ".join(dict.fromkeys(parts)) or reason or "no reason given"
-        field = body.get("field")
-        super().__init__(f"{status} {f'{field}: ' if field else ''}{text}")
+        where = body.get("field")
+        self.hint = f"; try again in {retry_after} s" if retry_after and retry_after.isdigit() else ""
+        super().__init__(f"{status} {f'{where}: ' if where else ''}{text}{self.hint}")
+
+    @property
+    def detail(self) -> str:
+        """What went wrong, without status and title; "" where nothing was said."""
+        return str(self.body.get("detail") or "")
 
     @property
     def exit_code(self) -> int:
@@ -44,6 +50,21 @@ class Problem(BanksmanError):
         if self.status in (401, 403):
             return 3
         return 4 if self.status == 429 or self.status >= 500 else 2
+
+
+class Answer(dict[str, Any]):
+    """A JSON object of an answer. A field that is not in it is another version's, or another program's: Unavailable."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Unavailable(f"the answer has no {name!r}: is the service a banksman of this version?")
+
+
+@dataclass(frozen=True)
+class Token:
+    """An operator's token, and where it was found."""
+
+    value: str = field(repr=False)
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -72,11 +93,13 @@ class Client:
     ) -> None:
         """`variable`: the setting that `base` came from, for messages. InvalidSetting: not an http(s) address."""
         self._keep, self._kept = keep, None  # type: bool, http.client.HTTPConnection | None
-        parts = urlsplit(base)
         try:
+            parts = urlsplit(base)
             self._host, self._port = parts.hostname, parts.port
-        except ValueError:
-            self._host = None
+        except ValueError as error:
+            raise InvalidSetting(f"is not an address: {error}", field=variable) from None
+        if parts.username is not None or parts.password is not None:
+            raise InvalidSetting("an address may not hold a user or password; tokens have settings", field=variable)
         if parts.scheme not in ("http", "https") or not self._host:
             raise InvalidSetting(f"{base!r} is not an http:// or https:// address", field=variable)
         self.base, self._variable, self._timeout = base.rstrip("/"), variable, timeout
@@ -84,11 +107,11 @@ class Client:
         self._token = token
         self._tls = _tls(ca_file) if parts.scheme == "https" else None
 
-    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
-        """The JSON of a 2xx answer (text when it is none), or Problem, or Unavailable."""
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Answer:
+        """The JSON object of a 2xx answer, or Problem, or Unavailable."""
         return self.ask("GET", path, query)
 
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
         """The same for a POST with a JSON body."""
         return self.ask("POST", path, None, body, headers)
 
@@ -99,8 +122,26 @@ class Client:
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Any:
+    ) -> Answer:
         """One request. `query`: what is None is left out."""
+        raw, kind = self.fetch(method, path, query, body, headers)
+        try:
+            value = json.loads(raw, object_hook=Answer) if kind.endswith("json") else None
+        except ValueError:
+            raise self._stranger(f"broken {kind}") from None
+        if not isinstance(value, Answer):
+            raise self._stranger(kind)
+        return value
+
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, str]:
+        """The same for an answer of any kind -> (its bytes, its media type)."""
         connection, response = self._open(method, path, query, body, headers or {}, self._timeout)
         whole = False
         try:
@@ -113,7 +154,7 @@ class Client:
                 self._kept = connection
             else:
                 connection.close()
-        return _value(raw, response.headers.get_content_type())
+        return raw, response.headers.get_content_type()
 
     def close(self) -> None:
         """Let a kept connection go."""
@@ -130,6 +171,8 @@ class Client:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         connection, response = self._open("GET", path, query, None, headers, silence)
         try:
+            if response.headers.get_content_type() != "text/event-stream":
+                raise self._stranger(response.headers.get_content_type())
             lines: list[str] = []
             while raw := response.readline():
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
@@ -163,7 +206,7 @@ class Client:
             sent["Authorization"] = f"Bearer {self._token}"
         if body is not None:
             sent["Content-Type"] = "application/json"
-        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
         kept, self._kept = self._kept, None
         connection = kept or self._connect(timeout)
         try:
@@ -178,8 +221,7 @@ class Client:
                 connection.request(method, target, data, sent)
                 response = connection.getresponse()
             if response.status >= 300:
-                found = _value(response.read(), response.headers.get_content_type())
-                details = found if isinstance(found, dict) else {}
+                details = _details(response.read(), response.headers.get_content_type())
                 raise Problem(response.status, response.reason, details, response.headers.get("Retry-After"))
         except (OSError, http.client.HTTPException) as error:
             connection.close()
@@ -196,39 +238,47 @@ class Client:
         return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
 
     def _away(self, error: Exception) -> Unavailable:
+        if isinstance(error, TimeoutError):
+            return Unavailable(f"{self.base} did not answer in time ({self._variable} says where)")
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected | ConnectionResetError):
+            return Unavailable(f"{self.base} broke off in the middle of its answer: {why}")
+        if isinstance(error, http.client.HTTPException):
+            return Unavailable(f"{self.base} does not speak HTTP as it should: {why} ({self._variable} says where)")
         return Unavailable(
             f"nobody answers at {self.base}: {why} ({self._variable} says where; is `banksman up` running?)"
         )
+
+    def _stranger(self, kind: str) -> Unavailable:
+        return Unavailable(f"{self.base} is no banksman: it answered with {kind} ({self._variable} says where)")
 
 
 def enforcer(*, timeout: float = TIMEOUT_S, keep: bool = False) -> Client:
     """The enforcer (BANKSMAN_URL), as the operator of this environment. Refused: there is no token."""
     known = settings.load(settings.Client)
-    return Client(
-        known.url, operator_token(known), variable="BANKSMAN_URL", ca_file=known.ca_file, timeout=timeout, keep=keep
-    )
+    token = operator_token(known)
+    return Client(known.url, token, variable="BANKSMAN_URL", ca_file=known.ca_file, timeout=timeout, keep=keep)
 
 
 def console(*, timeout: float = TIMEOUT_S) -> Client:
     """The read side (BANKSMAN_CONSOLE_URL), likewise."""
     known = settings.load(settings.Client)
-    return Client(
-        known.console_url,
-        operator_token(known),
-        variable="BANKSMAN_CONSOLE_URL",
-        ca_file=known.ca_file,
-        timeout=timeout,
-    )
+    token = operator_token(known)
+    return Client(known.console_url, token, variable="BANKSMAN_CONSOLE_URL", ca_file=known.ca_file, timeout=timeout)
 
 
 def operator_token(known: settings.Client) -> str:
-    """The token that commands act with. Refused says where it was looked for."""
+    """The token that commands act with. Refused says where it was looked for, or why what is there is none."""
+    return find_token(known).value
+
+
+def find_token(known: settings.Client) -> Token:
+    """The same, with where it was found."""
     if known.operator_token:
-        return known.operator_token.strip()
-    file = Path(known.operator_token_file or Path(settings.load(settings.Local).data) / "admin.token")
+        return _token(known.operator_token, "BANKSMAN_OPERATOR_TOKEN")
+    file = token_file(known)
     try:
-        return file.read_text().strip()
+        return _token(file.read_text(encoding="utf-8", errors="replace"), str(file))
     except OSError as error:
         raise Refused(
             f"no operator token: BANKSMAN_OPERATOR_TOKEN is not set and {file} cannot be read ({error.strerror})",
@@ -236,9 +286,23 @@ def operator_token(known: settings.Client) -> str:
         ) from None
 
 
+def token_file(known: settings.Client) -> Path:
+    """The file that the token is in when the environment does not hold it."""
+    return Path(known.operator_token_file or Path(settings.load(settings.Local).data) / "admin.token")
+
+
 def part(text: str) -> str:
     """A name as one segment of a path."""
     return quote(text, safe="")
+
+
+def _token(text: str, origin: str) -> Token:
+    value = text.strip()
+    if value.startswith("bma_"):
+        raise Refused(f"{origin} holds an agent's credential; commands need an operator's token", status=401)
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise Refused(f"{origin} holds no operator's token", status=401)
+    return Token(value, origin)
 
 
 def _tls(ca_file: str) -> ssl.SSLContext:
@@ -250,13 +314,13 @@ def _tls(ca_file: str) -> ssl.SSLContext:
         raise InvalidSetting(f"{ca_file} cannot be used: {error}", field="BANKSMAN_CA_FILE") from None
 
 
-def _value(raw: bytes, content_type: str) -> Any:
-    if content_type.endswith("json"):
-        try:
-            return json.loads(raw)
-        except ValueError:
-            return raw.decode("utf-8", "replace")
-    return raw.decode("utf-8", "replace")
+def _details(raw: bytes, kind: str) -> dict[str, Any]:
+    """The problem details of an answer that says no; {} when it has none."""
+    try:
+        found = json.loads(raw) if kind.endswith("json") else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _message(lines: list[str], last_id: str) -> Message | None:

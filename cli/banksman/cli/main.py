@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -63,7 +64,12 @@ _MODULES = {verb: module for group in VERBS.values() for verb, (module, _) in gr
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `banksman`. Returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] == ["help"]:  # `banksman help now` is `banksman now --help`
+        arguments = [*arguments[1:2], "--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without some letter of a name shows its code instead
+            stream.reconfigure(errors="backslashreplace")
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return OK if arguments else USAGE
     if arguments[0] == "--version":
@@ -86,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BanksmanError as error:
-        print(f"banksman {verb}: {error}", file=sys.stderr)
+        from banksman.cli import show
+
+        show.note(f"banksman {verb}: {error}")
         return exit_code(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "banksman":

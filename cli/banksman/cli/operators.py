@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from banksman.cli import agents, client, show
+from banksman.cli import client, credential
+from banksman.errors import BrokerAway, InvalidInput, InvalidSetting
 
 if TYPE_CHECKING:
     import argparse
 
+    from banksman.signing import Secret
+
 HELP = """Give a person a token. Roles: viewer (sees), approver (answers approvals), operator (kills, revokes, pauses),
 admin (all of it, enrols, replays). The very first one of a production deployment has nobody to ask: with --bootstrap the
-record is signed with the server secret (BANKSMAN_SECRET_FILE) and written straight to Kafka (BANKSMAN_KAFKA)."""
+record is signed with the server secret (BANKSMAN_SECRET_FILE) and written straight to Kafka (BANKSMAN_KAFKA); --new-secret
+makes that file before (0600; copy it to every service, it is what all signing keys come from)."""
 EXAMPLES = """
   banksman operators add ann@acme.example --role approver
   banksman operators add oncall --role operator --role approver --out oncall.token
   BANKSMAN_SECRET_FILE=/etc/banksman/secret.json BANKSMAN_KAFKA=k1:9092 \\
-    banksman operators add root@acme.example --role admin --bootstrap --out admin.token
+    banksman operators add root@acme.example --role admin --bootstrap --new-secret --out admin.token
 """
 
 
@@ -30,49 +34,72 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", action="append", required=True, choices=("viewer", "approver", "operator", "admin"), help="repeatable"
     )
     add.add_argument("--bootstrap", action="store_true", help="sign with the server secret, write straight to Kafka")
-    add.add_argument("--out", metavar="FILE", type=Path, help="write the token there (0600) instead of showing it")
-    show.json_argument(add)
+    add.add_argument("--new-secret", action="store_true", help="make the secret file first; it may not be there yet")
+    credential.out_argument(add, "token")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    agents.reserve(args.out)
+    if args.new_secret and not args.bootstrap:
+        raise InvalidInput("goes with --bootstrap only", field="--new-secret")
     sentence = f"{args.name} is enrolled as {', '.join(dict.fromkeys(args.role))}"
     if args.bootstrap:
-        return agents.hand_over(_bootstrap(args), args, sentence)
-    answer = client.enforcer().post("/v1/operators", {"name": args.name, "roles": args.role})
-    return agents.hand_over(answer, args, sentence)
+        return credential.hand_over(lambda: _bootstrap(args), args, sentence)
+    enforcer, body = client.enforcer(), {"name": args.name, "roles": args.role}
+    return credential.hand_over(lambda: enforcer.post("/v1/operators", body), args, sentence)
 
 
 def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
-    """Write the enrolment into `control` ourselves. InvalidInput: the name is taken."""
+    """Write the enrolment into `control` ourselves. InvalidInput: the name is taken; BrokerAway."""
     import asyncio
+
+    from aiokafka.errors import KafkaError
 
     from banksman import log, settings
     from banksman.cli.bootstrap import enrol_operator, known_identities
-    from banksman.errors import InvalidInput
+    from banksman.events import is_name
     from banksman.identities import roles_from
-    from banksman.signing import load_secret, new_token, service_signer
+    from banksman.signing import new_token, service_signer
 
+    if not is_name(args.name):
+        raise InvalidInput("must be a name of at most 128 letters, digits and . _ @ : -", field="name")
     log.hush_kafka()
     kafka = settings.load(settings.Kafka)
-    secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
+    secret = _secret(args)
     token, _, _ = new_token("bmo")
-    roles = roles_from(args.role)
 
     async def write() -> None:
         if args.name in (await known_identities(kafka, secret)).operators:
-            raise InvalidInput(f"{args.name} is enrolled already")
-        signer = service_signer(secret, "cli")
+            raise InvalidInput(f"{args.name} is enrolled already", field="name")
         await enrol_operator(
             kafka,
-            signer,
+            service_signer(secret, "cli"),
             name=args.name,
-            roles=roles,
+            roles=roles_from(args.role),
             token=token,
             source="cli",
             reason="bootstrap by the command line",
         )
 
-    asyncio.run(write())
+    try:
+        asyncio.run(write())
+    except (KafkaError, OSError) as error:
+        raise BrokerAway(f"Kafka at {kafka.kafka} did not take it: {error} (BANKSMAN_KAFKA says where)") from None
     return {"name": args.name, "token": token}
+
+
+def _secret(args: argparse.Namespace) -> Secret:
+    from banksman import settings
+    from banksman.signing import create_secret, load_secret
+
+    file = Path(settings.load(settings.Secrets).secret_file)
+    if not args.new_secret:
+        return load_secret(file)
+    if file.exists():
+        raise InvalidInput(
+            f"{file} is there already; every key comes from it, it is not made again", field="--new-secret"
+        )
+    try:
+        return create_secret(file)
+    except OSError as error:
+        raise InvalidSetting(f"cannot make {file}: {error.strerror}", field="BANKSMAN_SECRET_FILE") from None

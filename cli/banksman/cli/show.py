@@ -1,15 +1,17 @@
 """What commands print: tables for people, JSON for programs, messages on stderr.
 
 Text that an agent chose may hold escape sequences that repaint a terminal, or characters that reorder a line. `safe` makes
-them visible; `table` and `say` do it for you, JSON does it by its own rules.
+them visible; `table`, `say`, `note` and `emit` do it for you.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import unicodedata
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,14 +20,19 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-PIPE_WIDTH = 200  # a pipe has no width; a table for it is cut at no sensible column
+PIPE_WIDTH = 10_000  # what goes into a pipe is searched and cut by other programs: a row is a line there
+NARROW = 12  # a column that would have to be narrower than this is not worth a column
 
 STYLES = {
-    "allow": "green", "ok": "green", "running": "green",
-    "approve": "yellow", "waiting": "yellow", "idle": "dim", "ended": "dim",
-    "deny": "red", "denied": "red", "error": "red", "killed": "red", "no": "red",
+    "allow": "green", "ok": "green", "running": "green", "yes": "green",
+    "approve": "yellow", "waiting": "yellow", "idle": "dim", "ended": "dim", "skipped": "dim",
+    "deny": "red", "denied": "red", "error": "red", "killed": "red", "no": "red", "failed": "red",
 }  # fmt: skip
 """Words that carry a colour wherever they stand alone in a cell; the word says it without the colour."""
+
+_CODES = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+_JSON_UNSAFE = re.compile("[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +42,13 @@ def json_argument(parser: argparse.ArgumentParser) -> None:
 
 def emit(value: Any) -> None:
     """A JSON value on stdout, as one line that never changes its keys' order."""
-    print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+    print(dumps(value), flush=True)
+
+
+def dumps(value: Any) -> str:
+    r"""JSON on one line. What a terminal could obey (C1 controls, turned text) or refuse is written as `\u…`."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _JSON_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:
@@ -43,9 +56,16 @@ def note(text: str) -> None:
     print(safe(text, newlines=True), file=sys.stderr, flush=True)
 
 
-def say(text: str) -> None:
-    """A line of plain text on stdout, made safe."""
-    print(safe(text, newlines=True), flush=True)
+def say(text: str, style: str = "") -> None:
+    """A line of plain text on stdout, made safe; `style`: red, green, yellow, dim or bold, on a terminal."""
+    print(paint(safe(text, newlines=True), style), flush=True)
+
+
+def paint(text: str, style: str) -> str:
+    """Text that is safe already, in a colour where stdout shows colours."""
+    if style not in _CODES or not _colours():
+        return text
+    return f"\x1b[{_CODES[style]}m{text}\x1b[0m"
 
 
 def safe(text: object, *, newlines: bool = False) -> str:
@@ -61,26 +81,63 @@ def safe(text: object, *, newlines: bool = False) -> str:
     )  # fmt: skip
 
 
-_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+def short(text: object, most: int = 160) -> str:
+    """`text`, cut to `most` characters with a `…`: what is whole stands in `--json`."""
+    given = str(text)
+    return given if len(given) <= most else given[: most - 1] + "…"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", empty: str = "nothing") -> None:
-    """A table on stdout; `>` before a column's name aligns it right. No row: the sentence `empty` on stderr."""
-    listed = list(rows)
-    if not listed:
+    """A table on stdout; `>` before a column's name aligns it right. No row: the sentence `empty` on stderr.
+
+    On a terminal that is too narrow for the columns each row becomes a block of lines, as psql's expanded display does.
+    """
+    names = [name.removeprefix(">") for name in columns]
+    cells = [["" if cell is None else safe(cell) for cell in row] for row in rows]
+    if not cells:
         note(empty)
         return
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    out = stdout()
+    widths = [max(cell_len(row[n]) for row in [names, *cells]) for n in range(len(names))]
+    if sum(min(width, NARROW) + 2 for width in widths) > out.width:
+        _blocks(out, names, cells, title)
+        return
     made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, show_edge=False)
-    for name in columns:
-        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for row in listed:
-        cells = ["" if cell is None else safe(cell) for cell in row]
-        made.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
-    stdout().print(made)
+    for name, column in zip(names, columns, strict=True):
+        right = column.startswith(">")
+        made.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in cells:
+        made.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    out.print(made)
+
+
+def _blocks(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich.text import Text
+
+    if title:
+        out.print(Text(title, style="italic"))
+    side = max(map(len, names)) + 2
+    for number, row in enumerate(rows):
+        if number:
+            out.print()
+        for name, cell in zip(names, row, strict=True):
+            if cell:
+                out.print(
+                    Text(f"{name:<{side}}", style="bold") + Text(cell, style=STYLES.get(cell, "")), soft_wrap=True
+                )
+
+
+def pairs(named: Iterable[tuple[str, object]]) -> None:
+    """Names and values under each other; what is None or "" is left out."""
+    listed = [(name, safe(value)) for name, value in named if value is not None and value != ""]
+    side = max((len(name) for name, _ in listed), default=0) + 2
+    for name, value in listed:
+        print(paint(f"{name:<{side}}", "bold") + paint(value, STYLES.get(value, "")))
 
 
 def stdout(file: IO[str] | None = None) -> Console:
@@ -98,16 +155,40 @@ def is_terminal() -> bool:
 
 
 def seconds(value: float) -> str:
-    """A length of time as people say it: `850 ms`, `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
-    if value < 1:
+    """A length of time as people say it: `850 ms`, `3.2 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
+    if value < 0.9995:
         return f"{value * 1000:.0f} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
-    if value < 3600:
-        return f"{int(value // 60)} min {int(value % 60)} s"
-    return f"{int(value // 3600)} h {int(value % 3600 // 60)} min"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def age(seconds_ago: float) -> str:
     """`3.2 s ago`."""
     return f"{seconds(max(0.0, seconds_ago))} ago"
+
+
+def moment(time: str | None) -> str:
+    """RFC 3339 -> `2026-03-01 12:00:00.123` in UTC; "" for none, what is no time as it is."""
+    if not time:
+        return ""
+    try:
+        parsed = datetime.fromisoformat(time)
+    except ValueError:
+        return time
+    parsed = parsed.astimezone(UTC) if parsed.tzinfo else parsed
+    return parsed.strftime("%Y-%m-%d %H:%M:%S.") + f"{parsed.microsecond // 1000:03d}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 agent`, `1,200 agents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
