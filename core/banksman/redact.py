@@ -28,6 +28,10 @@ MAX_TEXT = 64 * 1024
 
 MOST_PASSES = 4
 
+MOST_FINDS = 1000
+"""Beyond so many finds in one value, a text that holds another is dropped whole: a few hundred KiB of addresses must not
+keep a process busy for seconds."""
+
 PAYLOAD = frozenset({"args", "result", "error", "text", "asked", "comment", "evidence", "title"})
 """Fields of an event that an agent, or somebody who wrote to it, filled with words. Fields that are not in the models are
 redacted too; those that policy and people go by (names, operation, hashes, ids) never are."""
@@ -181,19 +185,19 @@ def _certainly_clean(event: dict[str, Any]) -> bool:
     for name, content in event.items():
         if name not in _KEPT and not _collect(content, texts):
             return False
-    joined = "\n".join(texts)
     try:
-        return len(joined) <= MAX_TEXT and not _GATE.search(joined)
+        return not _GATE.search("\n".join(texts))
     except UnicodeError:  # lone surrogates
         return False
 
 
 def _collect(value: Any, texts: list[str]) -> bool:
-    """Add every text of a value that rules would look at; False when a key alone says that something is secret."""
+    """Add every text of a value that rules would look at; False when a key alone says that something is secret, or a text
+    is one that will be cut."""
     if type(value) is str:
         if len(value) > 5:
             texts.append(value)
-        return True
+        return len(value) <= MAX_TEXT
     if type(value) is dict:
         for key, item in value.items():
             if _sensitive_key(key):
@@ -288,14 +292,22 @@ class Redactor:
         # RE2 works on UTF-8; a lone surrogate (which has none) is no text that could be recorded either
         if not gate.search(text):
             return text
+        if len(found) >= MOST_FINDS:
+            found.append(f"{path} dropped")
+            return "[dropped: more secrets than are looked for]"
+        # Marks are left alone: what stands in one is an HMAC, and a second entrance must find nothing new. They are every
+        # second piece; the others are searched together, a line break between them, and one by one only for a rule that
+        # finds something.
+        pieces = _MARK.split(text)
         for _ in range(MOST_PASSES):
             before = text
             for rule in rules:
-                # Marks are left alone: what stands in one is an HMAC, and a second entrance must find nothing new.
-                pieces = _MARK.split(text)
-                pieces[::2] = [self._apply(rule, piece, path, found) for piece in pieces[::2]]
-                text = "".join(pieces)
-            if text == before:  # a mark can uncover what stood too close to it: look again until nothing is found
+                if rule.pattern.search("\n".join(pieces[::2])):
+                    pieces[::2] = [self._apply(rule, piece, path, found) for piece in pieces[::2]]
+                    text = "".join(pieces)
+                    pieces = _MARK.split(text)
+            # A mark can uncover what stood too close to it: look again until nothing is found.
+            if text == before or not gate.search("\n".join(pieces[::2])):
                 break
         return text
 
