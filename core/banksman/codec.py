@@ -12,7 +12,7 @@ from banksman.errors import InvalidEvent
 from banksman.events import KINDS, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from banksman.topics import Topic
 
@@ -66,47 +66,66 @@ def invalid(error: Exception) -> InvalidEvent:
 
 
 def cut(event: dict[str, Any], digest: Callable[[bytes], str], *, limit: int = MAX_EVENT_BYTES) -> dict[str, Any]:
-    """The event, its longest texts cut until it fits in `limit` bytes: each ends in a marker with size and digest.
+    """The event, its long texts cut until it fits in `limit` bytes: each ends in a marker with its size and digest.
 
-    Never drops an event. `digest` is keyed (plain hashes of secrets can be guessed). What is short stays whole, so the
-    fields that policy and people go by are not touched.
+    Never drops an event: where there are too many short values, the whole field that holds them is cut as its JSON.
+    `digest` is keyed (plain hashes of secrets can be guessed). What is short stays whole, so the fields that policy and
+    people go by are not touched. Changes the event in place, at a cost that grows with its size alone. InvalidEvent: it is
+    all short fields.
     """
-    size = len(encode(event))
-    while size > limit:
-        holder, key, longest = _longest(event)
-        text = holder[key] if isinstance(holder[key], str) else encode(holder[key]).decode()
-        keep = max(0, len(text) - (size - limit) - 256)  # bytes over may be fewer characters: then another round
-        keep = min(keep, longest // 2)
-        left = f"{text[:keep]}…[cut: {longest} characters, {digest(text.encode('utf-8', 'surrogatepass'))}]"
-        holder[key] = {"cut": left} if isinstance(holder[key], dict) else left
-        smaller = len(encode(event))
-        if smaller >= size:
-            raise InvalidEvent("too large, and nothing in it can be cut")
-        size = smaller
+    over = len(encode(event)) - limit
+    if over <= 0:
+        return event
+    texts = [(holder, key, len(encode(holder[key]))) for holder, key in _long_texts(event)]
+    most = _cap([size for _, _, size in texts], over)
+    for holder, key, size in texts:
+        if size > most + _MARKER:
+            holder[key] = _cut(holder[key], most, digest)
+    while (over := len(encode(event)) - limit) > 0:
+        sizes = [(len(encode(value)), key) for key, value in event.items() if isinstance(value, (dict, list))]
+        size, key = max(sizes, default=(0, ""))
+        if size <= 2 * _MARKER:
+            raise InvalidEvent(f"larger than {limit} bytes, and nothing in it can be cut")
+        left = _cut(encode(event[key]).decode(), max(0, size - over - _MARKER), digest)
+        event[key] = {"cut": left} if isinstance(event[key], dict) else left
     return event
 
 
-def _longest(event: dict[str, Any]) -> tuple[Any, Any, int]:
-    """Where the longest text of an event stands: (its container, its key, its length).
+_LONG, _SHORTEST = 1024, 512
+_MARKER = 200
+"""Bytes: more than a marker takes, and what is around it."""
 
-    A container of very many small values is itself a text: it is cut as its JSON.
-    """
-    best: tuple[Any, Any, int] = (event, "kind", 0)
+
+def _long_texts(event: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Where texts stand that are long enough to be cut: their container and their key in it."""
     stack: list[tuple[Any, Any]] = [(event, key) for key in event]
     while stack:
         holder, key = stack.pop()
         value = holder[key]
         if isinstance(value, str):
-            if len(value) > best[2]:
-                best = (holder, key, len(value))
+            if len(value) >= _LONG:
+                yield holder, key
         elif isinstance(value, dict):
             stack.extend((value, inner) for inner in value)
         elif isinstance(value, list):
             stack.extend((value, inner) for inner in range(len(value)))
-    if best[2] >= 1024:
-        return best
-    sizes = [(len(encode(value)), key) for key, value in event.items() if isinstance(value, (dict, list))]
-    if not sizes:
-        return best
-    size, key = max(sizes)
-    return (event, key, size)
+
+
+def _cap(sizes: list[int], over: int) -> int:
+    """The most bytes that every text may keep so that all of them lose `over` together; not less than `_SHORTEST`."""
+    low, high = _SHORTEST, max(sizes, default=_SHORTEST)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(max(0, size - middle - _MARKER) for size in sizes) >= over:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _cut(text: str, room: int, digest: Callable[[bytes], str]) -> str:
+    """The beginning of a text that takes at most `room` bytes as JSON, and the marker."""
+    keep = min(len(text), room)
+    while (size := len(encode(text[:keep])) - 2) > room:
+        keep = keep * room // size
+    return f"{text[:keep]}…[cut: {len(text)} characters, {digest(text.encode('utf-8', 'surrogatepass'))}]"

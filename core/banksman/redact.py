@@ -193,7 +193,8 @@ def _certainly_clean(event: dict[str, Any]) -> bool:
 
 def _collect(value: Any, texts: list[str]) -> bool:
     """Add every text of a value that rules would look at; False when a key alone says that something is secret, or a text
-    is one that will be cut."""
+    is one that will be cut.
+    """
     if type(value) is str:
         if len(value) > 5:
             texts.append(value)

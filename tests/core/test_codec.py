@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import time
 from typing import Any
 
 import pytest
@@ -79,6 +81,31 @@ def test_cut_always_fits_and_keeps_who_and_what(args: dict[str, Any], repeats: i
     assert len(encode(made)) <= 4096
     assert {key: made[key] for key in before} == before
     assert isinstance(decode(encode(made), Topic.ACTIONS), ToolCall)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {str(n): "x" * 1024 for n in range(8000)},  # took a minute when each round cut one text
+        {"a": ['"' * 900] * 3000},  # their JSON takes twice the room once more inside a JSON text
+        {'"\\' * 400 + str(n): n for n in range(3000)},
+        {"k" * 3_000_000: 1},
+        {"deep": {"deeper": [["\x01" * 2000] * 500]}},
+    ],
+    ids=["many long texts", "many short texts of quotes", "keys of quotes", "one long key", "control characters"],
+)
+def test_cut_fits_whatever_is_long_and_costs_what_its_size_costs(args: dict[str, Any]) -> None:
+    event = call(args=args)
+    began = time.process_time()
+    made = cut(event, lambda raw: f"hmac-sha256:{hashlib.sha256(raw).hexdigest()}")
+    assert time.process_time() - began < 2
+    assert MAX_EVENT_BYTES // 3 < len(encode(made)) <= MAX_EVENT_BYTES
+    assert isinstance(decode(encode(made), Topic.ACTIONS), ToolCall)
+
+
+def test_what_is_all_short_fields_cannot_be_cut() -> None:
+    with pytest.raises(InvalidEvent, match="nothing in it can be cut"):
+        cut(call(**{f"field{n}": n for n in range(100_000)}), lambda _: "hmac-sha256:ab")
 
 
 def test_cut_leaves_a_marker_with_size_and_digest() -> None:
