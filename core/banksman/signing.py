@@ -31,6 +31,8 @@ Headers = list[tuple[str, bytes]]
 
 AUTH = "banksman-auth"
 REPLAY = "banksman-replay"
+SENT = "banksman-sent"
+"""When a record was sent, by its author's clock: a late event from a clock that is right. Not signed: nothing counts on it."""
 _SIGNED = ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", REPLAY)
 _LENGTHS = struct.Struct(f">{2 + len(_SIGNED)}I").pack
 
