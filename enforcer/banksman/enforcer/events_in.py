@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from banksman.identities import Operator
 
 MAX_EVENTS = 10_000
+SENT_HEADER = b"banksman-sent"
+"""When the client sent this request, by its own clock: what it kept during an outage is late then, and its clock right."""
 BREATHE = 50  # events between two looks at the event loop: a large batch must not keep decisions waiting
 MOST_UNDER_WAY = 64 * 1024 * 1024
 SOURCE = "http/1.0"
@@ -56,17 +58,21 @@ class EventsIn:
             caller = self._callers.agent(scope)
             caller.limits.take()
         kind = require_type(scope, "application/json", "application/x-ndjson")
+        sent = scope["fields"].get(SENT_HEADER)
+        stamp = "" if sent is None else normal_time(sent.decode("latin-1"), "Banksman-Sent")
         body = await read_body(scope, request.receive, limit=self._max_body)
         if self._under_way + len(body) > MOST_UNDER_WAY:
             raise problem(503, "too many events are under way", retry_after=1)
         self._under_way += len(body)
         try:
-            accepted = await self._take(body, kind, caller, run, holder)
+            accepted = await self._take(body, kind, caller, run, holder, stamp)
         finally:
             self._under_way -= len(body)
         return JSONResponse({"accepted": accepted})
 
-    async def _take(self, body: bytes, kind: str, caller: Caller | None, run: str, holder: Operator | None) -> int:
+    async def _take(
+        self, body: bytes, kind: str, caller: Caller | None, run: str, holder: Operator | None, sent: str
+    ) -> int:
         texts, alone = _split(body, kind)
         if not texts:
             return 0
@@ -80,15 +86,15 @@ class EventsIn:
             raise problem(503, "no event is taken without a lease: nothing was heard from Kafka lately", retry_after=1)
         if caller is not None and self._state.refuses(caller.holder):
             raise problem(401, "this token was rotated out meanwhile")
-        return await self._publish(ready, run)
+        return await self._publish(ready, run, sent)
 
-    async def _publish(self, ready: list[tuple[Caller, dict[str, Any]]], run: str) -> int:
+    async def _publish(self, ready: list[tuple[Caller, dict[str, Any]]], run: str, sent: str) -> int:
         records, limits = self._records, ready[0][0].limits
         limits.waiting += 1
         try:
             under_way = []
             for who, event in ready:
-                under_way.append(records.put(records.actions, who.partition, who.key, event, replay=run))
+                under_way.append(records.put(records.actions, who.partition, who.key, event, replay=run, sent=sent))
                 if len(under_way) % BREATHE == 0:
                     await asyncio.sleep(0)
             for acknowledged in under_way:

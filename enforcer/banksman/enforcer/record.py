@@ -22,7 +22,7 @@ from banksman import codec
 from banksman.bus import Publisher, partition_of, producer
 from banksman.errors import Unavailable
 from banksman.events import rfc3339, uuid7
-from banksman.signing import digest, service_signer
+from banksman.signing import SENT, digest, service_signer
 from banksman.topics import SPECS, Topic
 
 if TYPE_CHECKING:
@@ -148,10 +148,12 @@ class Records:
         event: dict[str, Any],
         *,
         replay: str = "",
+        sent: str = "",
         landed: Callable[[int], None] | None = None,
         limit: int = codec.MAX_EVENT_BYTES,
     ) -> asyncio.Future[int]:
-        """Sign and hand over one event -> a future of its offset; what is too large is cut, never dropped.
+        """Sign and hand over one event -> a future of its offset; what is too large is cut, never dropped. `sent`: when its
+        author sent it, by the author's clock.
 
         Unavailable when the queue is full.
         """
@@ -168,6 +170,8 @@ class Records:
             source=event["source"],
             replay=replay,
         )
+        if sent:
+            headers.append((SENT, sent.encode()))
         return publisher.put(partition, key, value, headers, landed)
 
     async def control(self, event: Event, *, key: str = "") -> int:
