@@ -87,7 +87,8 @@ class Publisher:
 
     `bound`: how many records may be waiting; beyond it `put` raises Unavailable at once. `deadline` seconds after `put`
     a future fails with BrokerAway. A record that was not sent by then is never sent; one that was may still land, and
-    then `landed(offset)` is called, so that its author can say that it does not count.
+    then `landed(offset)` is called, so that its author can say that it does not count. An offset of -1, there or in a
+    future, means that the record is, or may be, on the log and that nobody can say where.
     """
 
     def __init__(self, producer: AIOKafkaProducer, topic: str, *, bound: int = 10_000, deadline: float = 5.0) -> None:
@@ -161,12 +162,16 @@ class Publisher:
             away = BrokerAway(f"{self.topic}: {type(error).__name__}: {error}")
             for record in taken:
                 _fail(record, away)
+                if record.landed is not None:
+                    record.landed(-1)
         except asyncio.CancelledError:
             for record in taken:
                 _fail(record, BrokerAway(f"{self.topic}: the publisher stopped"))
             raise
         else:
-            for offset, record in enumerate(taken, metadata.offset):
+            known = metadata.offset >= 0  # a broker that had the batch already may not remember where
+            for number, record in enumerate(taken):
+                offset = metadata.offset + number if known else -1
                 landed, record.landed = record.landed, None
                 if not record.acknowledged.done():
                     record.acknowledged.set_result(offset)
@@ -187,6 +192,11 @@ def _fail(record: _Record, error: Exception) -> None:
     if not record.acknowledged.done():
         record.acknowledged.set_exception(error)
         record.acknowledged.exception()  # looked at: a caller that went away must not make a warning of it
+
+
+async def died(producer: AIOKafkaProducer) -> None:
+    """Return when a started producer can send nothing any more, whatever the broker does. Nothing else would tell."""
+    await asyncio.wait([producer._sender.sender_task])  # noqa: SLF001 - there is no public way to see it
 
 
 async def read_from_start(

@@ -1,14 +1,20 @@
 """The `control` topic as services believe it: in offset order, and of each record only what one of ours has signed.
 
 Who applies it keeps a state of its own; what is not verified is applied by nobody and told to `forged`.
+
+A signature says who wrote a record, not where it belongs. Somebody who can write to `control` could append a copy of a
+genuine one: of the rotation that made a stolen token good, after it was rotated out. So a record counts once, and only
+close to the time that it was signed at: what was written at another time than its own is a copy, or a wrong clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
@@ -16,6 +22,7 @@ from aiokafka.errors import KafkaError
 from banksman import codec
 from banksman.bus import read_from_start
 from banksman.errors import InvalidEvent
+from banksman.events import Replica
 from banksman.signing import REPLAY, Author, Verifier, may_write
 from banksman.topics import Topic
 
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
     from banksman.signing import Secret
 
 RETRY_S = 0.5
+MOST_APART_MS = 10 * 60_000
+"""How far a record's own time may be from Kafka's. Within it copies are known by their ids; wrong clocks are mended."""
 _log = logging.getLogger("banksman")
 
 
@@ -49,6 +58,9 @@ class ControlLog:
     def __init__(self, kafka: Kafka, secret: Secret, forged: Callable[[Forged], None]) -> None:
         self._kafka, self._topic = kafka, kafka.topic(Topic.CONTROL)
         self._verifier, self._forged = Verifier(secret), forged
+        self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Id -> (Kafka's time, offset) of the records that a copy could still be close enough to."""
+        self._clock_is_wrong = False
 
     async def batches(self) -> AsyncGenerator[list[ConsumerRecord], None]:
         """Every record from the beginning, for ever; an empty batch when nothing new came. Leave it through `aclosing`.
@@ -85,15 +97,43 @@ class ControlLog:
             return None
         kind = str(type(event).__struct_config__.tag)
         why = _doubt(author, event, kind, headers)
+        if not why and not isinstance(event, Replica):
+            why = self._copied(event, record)
         if why:
             self._refuse(record, why, headers)
             return None
-        return event
+        return event if not isinstance(event, Replica) or self._in_time(event, record) else None
+
+    def _copied(self, event: Event, record: ConsumerRecord) -> str:
+        """Why a signed record does not count where it lies, or "". Remembers it when it does."""
+        counted = self._counted
+        while counted and record.timestamp - next(iter(counted.values()))[0] > 2 * MOST_APART_MS:
+            counted.popitem(last=False)
+        if _apart_ms(event, record) > MOST_APART_MS:
+            return f"it was signed at {event.time} and written at another time: a copy, or a clock is wrong"
+        if event.id in counted:
+            return f"it is a copy of the record at offset {counted[event.id][1]}"
+        counted[event.id] = record.timestamp, record.offset
+        return ""
+
+    def _in_time(self, event: Event, record: ConsumerRecord) -> bool:
+        """Whether a heartbeat is about now. One that waited for Kafka while the machine slept is nobody's attack."""
+        wrong = _apart_ms(event, record) > MOST_APART_MS
+        if wrong and not self._clock_is_wrong:
+            _log.warning(
+                "heartbeat %s was written at %d ms: a clock is wrong, or a machine slept", event.time, record.timestamp
+            )
+        self._clock_is_wrong = wrong
+        return not wrong
 
     def _refuse(self, record: ConsumerRecord, why: str, headers: dict[str, bytes]) -> None:
         key = (record.key or b"").decode("utf-8", "backslashreplace")[:200]
         kind = (headers.get("ce_type") or b"").decode("utf-8", "backslashreplace").removeprefix("banksman.")[:64]
         self._forged(Forged(record.offset, record.timestamp, why[:500], key, kind))
+
+
+def _apart_ms(event: Event, record: ConsumerRecord) -> float:
+    return float(abs(record.timestamp - datetime.fromisoformat(event.time).timestamp() * 1000))
 
 
 def _doubt(author: Author | None, event: Event, kind: str, headers: dict[str, bytes]) -> str:

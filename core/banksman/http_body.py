@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from banksman.http_problem import Receive, Scope
 
 
+MOST_MEMBERS = 64
+"""A gzip body may be several members in a row, but each costs what it costs to begin one."""
+
+
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """The whole body, at most `limit` bytes after decompression (gzip or deflate).
 
     Raises Problem 413 beyond the limit (a compressed bomb is never unfolded further than that), 415 for another
-    encoding, 400 for data that is not what its encoding says; ClientGone when the client hung up.
+    encoding, 400 for data that is not what its encoding says; ClientGone when the client hung up, or was let go because
+    the body did not come in time (`listener`).
     """
     fields = scope["fields"]
     encoding = fields.get(b"content-encoding")
@@ -49,7 +54,7 @@ class _Unfold:
         self._limit, self._size = limit, 0
         self._parts: list[bytes] = []
         self._stream = _decompressor() if compressed else None
-        self._raw = 0
+        self._raw = self._members = 0
 
     def feed(self, chunk: bytes) -> None:
         self._raw += len(chunk)
@@ -64,7 +69,10 @@ class _Unfold:
                 except zlib.error:
                     raise problem(400, "the body is not what its Content-Encoding says") from None
                 chunk = self._stream.unconsumed_tail or self._stream.unused_data
-                if self._stream.eof and chunk:  # gzip may be several members in a row
+                if self._stream.eof and chunk:
+                    self._members += 1
+                    if self._members >= MOST_MEMBERS:
+                        raise problem(400, f"the body is more than {MOST_MEMBERS} gzip members")
                     self._stream = _decompressor()
             self._size += len(out)
             if self._size > self._limit:

@@ -50,7 +50,6 @@ class Identities:
         self.agents: dict[str, Agent] = {}
         self.operators: dict[str, Operator] = {}
         self._by_token: dict[str, Agent | Operator] = {}
-        self._seen: dict[str, Agent | Operator] = {}
 
     def apply(self, event: Event) -> bool:
         """Take in a record; True when it changed who is known. The first enrolment of a name holds."""
@@ -83,14 +82,10 @@ class Identities:
         else:
             return False
         self._by_token[changed.token_id] = changed
-        self._seen.clear()
         return True
 
     def by_token(self, token: str) -> Agent | Operator | None:
         """Who a token (or a credential that begins with it) belongs to; None for an unknown or rotated-out one."""
-        known = self._seen.get(token)
-        if known is not None:
-            return known
         bare = token.partition(".")[0]
         parts = bare.split("_", 2)
         if len(parts) != 3 or parts[0] not in ("bma", "bmo"):
@@ -100,8 +95,6 @@ class Identities:
             return None
         if parts[0] != ("bma" if isinstance(known, Agent) else "bmo"):
             return None
-        if len(self._seen) < 100_000:  # only tokens that are right come here, so this bounds agents, not attackers
-            self._seen[token] = known
         return known
 
 

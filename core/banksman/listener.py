@@ -22,7 +22,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from banksman.errors import BadDeployment, InvalidSetting
 from banksman.http_body import media_type, read_body, require_type
@@ -42,6 +42,7 @@ __all__ = [
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75
+READ_WITHIN_S = 60  # a request, head and body: connections and memory are not for those who dawdle
 GRACE_S = 5  # how long open requests may take to end when the process is told to stop
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _SINGLE = (b"host", b"origin", b"authorization", b"content-type", b"content-length", b"content-encoding")
@@ -72,7 +73,8 @@ class Guard:
             given = scope["headers"]
             fields = scope["fields"] = dict(given)
             host = fields.get(b"host")
-            if host not in self._good or b"origin" in fields or len(fields) != len(given):
+            count = len(given)
+            if host not in self._good or b"origin" in fields or len(fields) != count or count > MAX_HEADERS:
                 self._check(fields, given, host)
             await self._app(scope, receive, send)
         except Problem as refusal:
@@ -161,19 +163,29 @@ def address_of(opened: socket.socket, listener: Listener) -> str:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on the head of a request, our own form of a 400, and its flow control in the scope.
+    """uvicorn's, with bounds on the head of a request and on the time that a request takes to come, our own form of a
+    400, and its flow control in the scope.
 
     `scope["flow"]`: a last check before an answer must not be followed by a wait for a slow reader, so who makes one
     waits for the flow first.
     """
 
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None before the first request
     _in_head = False
     _head_bytes = 0
+    _fed = 0
+    _continued = False
+    _slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Who connects and says nothing is let go like who has nothing more to say.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._keep_alive()  # who connects and says nothing is let go like who has nothing more to say
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        if self._slow is not None:
+            self._slow.cancel()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -182,19 +194,59 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._continued or self._fed > MAX_HEAD_BYTES:  # it may be large: else there is no need to count
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._too_large()
+                raise ValueError  # for the parser: nothing more is read
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
+        self._continued, self._fed = self._in_head, len(data)
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._continued:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(problem(431, f"the head of the request is larger than {MAX_HEAD_BYTES} bytes"))
+                self._too_large()
+                return
+        cycle = self.cycle
+        if (
+            self._in_head or (cycle is not None and cycle.more_body and not cycle.response_complete)
+        ) and not self._slow:
+            self._slow = self.loop.call_later(READ_WITHIN_S, self._too_slow)
+        if cycle is None or cycle.response_complete:
+            self._keep_alive()  # what came belongs to no open request: it must not switch the timer off
+
+    def _keep_alive(self) -> None:
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _too_slow(self) -> None:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            self._refuse(problem(408, f"the request did not come within {READ_WITHIN_S} s"))
+        else:
+            self.transport.close()
+
+    def _too_large(self) -> None:
+        self._refuse(problem(431, f"the head of the request is larger than {MAX_HEAD_BYTES} bytes"))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(problem(400, msg.rstrip(".")))
 
     def _refuse(self, told: Problem) -> None:
+        if self.transport.is_closing():
+            return
         body = told.body()
         status = f"HTTP/1.1 {told.status} {HTTPStatus(told.status).phrase}\r\n".encode()
         head = b"".join(b"%b: %b\r\n" % pair for pair in told.headers())
