@@ -32,6 +32,7 @@ class Stack:
     clickhouse: settings.ClickHouse
     secret: signing.Secret
     folder: Path
+    pids: dict[str, int]
 
     def archiver(self) -> subprocess.Popen[bytes]:
         environment = dict(os.environ) | {
@@ -54,10 +55,12 @@ class Stack:
     def record(self, agent: str, seq: int, signer: signing.Signer) -> tuple[bytes, bytes, signing.Headers]:
         """A signed tool.call of about 600 bytes."""
         event = {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "tool.call", "source": f"emitter-python/1.0#{agent}",
-            "seq": seq, "project": "bench", "agent": agent, "session": f"s{seq // 100}", "call": events.uuid7(),
+            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "tool.call",
+            "source": f"emitter-python/1.0#{agent}", "seq": seq, "project": "bench", "agent": agent, "session": f"s{seq // 100}", "call": events.uuid7(),
             "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
-            "args": {"path": f"/srv/data/{seq}", "flags": ["-l", "-a"], "query": "select * from t where id = 3", "note": "n" * 100},
+            "args": {
+                "path": f"/srv/data/{seq}", "flags": ["-l", "-a"], "query": "select * from t where id = 3", "note": "n" * 100,
+            },
             "args_hash": "hmac-sha256:" + "a" * 64,
         }  # fmt: skip
         key, value = agent.encode(), codec.encode(event)
@@ -94,13 +97,15 @@ def stack() -> Iterator[Stack]:
         )  # fmt: skip
         (folder / "kafka").mkdir()
         node.prepare()
-        running.callback(_end, children.spawn(node.argv(), log=node.log, env=dict(os.environ)))
+        broker = children.spawn(node.argv(), log=node.log, env=dict(os.environ))
+        running.callback(_end, broker)
         asyncio.run(node.ready())
         password, port = secrets.token_urlsafe(16), kafka.free_port()
         write_users(folder / "users.json", {"admin": (password, False), "analyst": (password, True)})
         argv = [sys.executable, "-m", "banksman.local.chdb", "--path", str(folder / "chdb"), "--port", str(port)]
         argv += ["--users", str(folder / "users.json")]
-        running.callback(_end, children.spawn(argv, log=folder / "chdb.log", env=dict(os.environ)))
+        engine = children.spawn(argv, log=folder / "chdb.log", env=dict(os.environ))
+        running.callback(_end, engine)
         clickhouse = settings.ClickHouse(
             clickhouse=f"http://127.0.0.1:{port}", clickhouse_password=password, clickhouse_reader_password=password
         )
@@ -108,7 +113,8 @@ def stack() -> Iterator[Stack]:
         migrate(clickhouse)
         kafka_settings = node.settings(topic_prefix="bench.", partitions=PARTITIONS)
         asyncio.run(provision.create_topics(kafka_settings))
-        yield Stack(kafka_settings, clickhouse, signing.create_secret(folder / "secret.json"), folder)
+        pids = {"kafka": broker.pid, "clickhouse": engine.pid}
+        yield Stack(kafka_settings, clickhouse, signing.create_secret(folder / "secret.json"), folder, pids)
 
 
 def machine() -> str:
@@ -122,6 +128,14 @@ def cpu_seconds(pid: int) -> float:
 
     process = psutil.Process(pid)
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+
+def resident_mb(pid: int) -> float:
+    """Of a process and of the children of `children.spawn` under it."""
+    import psutil
+
+    process = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

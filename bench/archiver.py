@@ -1,18 +1,22 @@
 """Rows per second from a filled topic into ClickHouse, beside a plain loop of inserts of the same rows.
 
-usage: python bench/archiver.py [ROWS]        default 400,000; writes bench/results/archiver.txt
+usage: python bench/archiver.py [ROWS]        default 1,000,000; writes bench/results/archiver.txt
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 from pathlib import Path
 
-from archive_stack import Stack, cpu_seconds, machine, stack
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from archive_stack import Stack, cpu_seconds, machine, resident_mb, stack
 
-from banksman.processors import rows as making
+from banksman.processors.batches import Batch
+from banksman.processors.blocks import blocks
+from banksman.processors.rows import RowMaker
 from banksman.signing import Verifier
 from banksman.store.client import Store
 from banksman.store.prices import load_prices
@@ -21,72 +25,101 @@ from banksman.topics import Topic
 BLOCK = 20_000
 
 
-class Taken:
-    """A consumed record, as the row maker sees it."""
-
-    partition = 9
-    headers: list[tuple[str, bytes]]
-
-    def __init__(self, offset: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]], now: int) -> None:
-        self.offset, self.key, self.value, self.headers, self.timestamp = offset, key, value, headers, now
-
-
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 400_000
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     lines = [machine(), f"{count:,} signed tool.call of about 600 bytes, 200 agents, 4 partitions", ""]
     with stack() as made:
         asyncio.run(made.fill(count))
-        plain_rate, make_us = plain(made)
+        plain_rate, plain_us, make_us, encode_us = plain(made)
         reader = made.reader()
         where = "WHERE partition < 9 AND topic = 'actions'"
         database = made.clickhouse.clickhouse_database
-        started = time.monotonic()
+        ask = f"SELECT count() AS n FROM `{database}`.events {where}"
+        started, before = time.monotonic(), {name: cpu_seconds(pid) for name, pid in made.pids.items()}
         process = made.archiver()
-        first = None
+        first, half_mb, asked = None, 0.0, 0
         while True:
-            done = reader.query(f"SELECT count() AS n FROM `{database}`.events {where}")[0]["n"]
+            done = reader.query(ask)[0]["n"]
+            asked += 1
             if done and first is None:
                 first = time.monotonic()
+            if done >= count // 2 and not half_mb:
+                half_mb = resident_mb(process.pid)
             if done >= count:
                 break
-            time.sleep(0.02)  # between two looks
+            time.sleep(0.25)  # between two looks, which cost ClickHouse a little
         assert first is not None
         ended, cpu = time.monotonic(), cpu_seconds(process.pid)
+        servers = {name: cpu_seconds(pid) - before[name] for name, pid in made.pids.items()}
         exact = reader.query(
             f"SELECT count() AS n, uniqExact(partition, offset) AS places, countIf(verified) AS verified, "
             f"uniqExact(id) AS ids FROM `{database}`.events {where}"
         )[0]
         assert exact == {"n": count, "places": count, "verified": count, "ids": count}, exact
+        full_mb = resident_mb(process.pid)
         process.terminate()
         process.wait(30)
-    rate = count / (ended - started)
+    rate = count / (ended - first)
+    us = 1e6 / count
     lines += [
-        f"{'archiver: verified, checked, stored':45s} {count / (ended - first):>10,.0f} rows/s from its first row on",
-        f"{'':45s} {rate:>10,.0f} rows/s from the start of the process",
-        f"{'':45s} {1e6 * cpu / count:>10.1f} us CPU a row in the archiver",
-        f"{'making a row alone':45s} {make_us:>10.1f} us CPU",
-        f"{'plain inserts of ready rows, 20,000 a block':45s} {plain_rate:>10,.0f} rows/s",
-        f"{'ratio':45s} {count / (ended - first) / plain_rate:>10.2f}",
+        f"{'archiver: verified, checked, stored':45s} {rate:>10,.0f} rows/s from its first row on",
+        f"{'':45s} {count / (ended - started):>10,.0f} rows/s from the start of the process",
+        f"{'':45s} {us * cpu:>10.1f} us CPU a row in the archiver: {1 / (us * cpu) * 1e6:,.0f} rows/s a core",
+        f"{'':45s} {us * servers['clickhouse']:>10.1f} us CPU a row in ClickHouse, merges included",
+        f"{'':45s} {us * servers['kafka']:>10.1f} us CPU a row in Kafka",
+        f"{'reading and making rows alone':45s} {make_us:>10.1f} us CPU",
+        f"{'writing blocks alone':45s} {encode_us:>10.1f} us CPU",
+        f"{'plain inserts of ready blocks of 20,000':45s} {plain_rate:>10,.0f} rows/s",
+        f"{'':45s} {plain_us:>10.1f} us CPU a row in ClickHouse",
+        f"{'ratio':45s} {rate / plain_rate:>10.2f}",
+        f"{'resident memory of the archiver':45s} {half_mb:>10,.0f} MB after half of the rows, {full_mb:,.0f} MB after all",
     ]
     print("\n".join(lines))
     Path(__file__).with_name("results").joinpath("archiver.txt").write_text("\n".join(lines) + "\n")
 
 
-def plain(made: Stack) -> tuple[float, float]:
-    """(rows/s of inserts of ready rows one after another, CPU us of making one)."""
-    maker, signer = making.RowMaker(Verifier(made.secret), load_prices()), made.signer("a")
+def plain(made: Stack) -> tuple[float, float, float, float]:
+    """(rows/s of inserts of ready blocks one after another, CPU us a row in ClickHouse, of making a row, of writing it)."""
+    maker, signer = RowMaker(Verifier(made.secret), load_prices()), made.signer("a")
     topic = made.kafka.topic(Topic.ACTIONS)
-    records = [Taken(n, *made.record("a", n + 1, signer), time.time_ns() // 10**6) for n in range(BLOCK)]
+    packed = pack([made.record("a", n + 1, signer) for n in range(BLOCK)])
+    gc.collect()
+    gc.disable()  # as in the archiver
     began = time.process_time()
-    ready = [maker.row(record, Topic.ACTIONS, topic) for record in records]
+    received = time.time_ns() // 10**6
+    batches = [Batch(received, 0, 0, list(DefaultRecordBatch(data))) for data in packed]
+    ready, wrong = maker.rows(batches, Topic.ACTIONS, topic, 9)
     make_us = (time.process_time() - began) / BLOCK * 1e6
-    block = b"\n".join([making.encode(row.values) for row in ready if row])
+    assert not wrong
+    [block] = blocks([ready])
+    began = time.process_time()
+    names, data = block.encoded()
+    encode_us = (time.process_time() - began) / BLOCK * 1e6
+    gc.enable()
     store = Store(made.clickhouse, reader=False)
-    store.insert("events", block)
-    began = time.monotonic()
-    for _ in range(5):
-        store.insert("events", block)
-    return 5 * BLOCK / (time.monotonic() - began), make_us
+    store.insert("events", names, data)
+    began, before = time.monotonic(), cpu_seconds(made.pids["clickhouse"])
+    for _ in range(10):
+        store.insert("events", names, data)
+    took, cpu = time.monotonic() - began, cpu_seconds(made.pids["clickhouse"]) - before
+    return 10 * BLOCK / took, cpu / (10 * BLOCK) * 1e6, make_us, encode_us
+
+
+def pack(records: list[tuple[bytes, bytes, list[tuple[str, bytes]]]]) -> list[bytes]:
+    """Kafka batches of 1 MiB."""
+    made: list[bytes] = []
+    first = 0
+    while records:
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+        taken = 0
+        for offset, (key, value, headers) in enumerate(records):
+            if builder.append(offset, 0, key, value, headers) is None:
+                break
+            taken += 1
+        made.append(first.to_bytes(8, "big") + bytes(builder.build())[8:])
+        first += taken
+        records = records[taken:]
+    return made
 
 
 if __name__ == "__main__":

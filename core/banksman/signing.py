@@ -17,6 +17,8 @@ import secrets
 import stat
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from banksman.errors import InvalidSetting
@@ -24,7 +26,7 @@ from banksman.events import ACTION_KINDS
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 Headers = list[tuple[str, bytes]]
@@ -34,6 +36,7 @@ REPLAY = "banksman-replay"
 SENT = "banksman-sent"
 """When a record was sent, by its author's clock: a late event from a clock that is right. Not signed: nothing counts on it."""
 _SIGNED = ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", REPLAY)
+_get_always = itemgetter(*_SIGNED[:-1])
 _LENGTHS = struct.Struct(f">{2 + len(_SIGNED)}I").pack
 
 
@@ -93,8 +96,13 @@ class Author:
     agent: str = ""
     token_id: str = ""
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
+        """As it stands in `banksman-auth`."""
         return f"service:{self.service}" if self.service else f"agent:{self.project}/{self.agent}/{self.token_id}"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def parse_author(text: str) -> Author | None:
@@ -188,21 +196,26 @@ class Verifier:
     ) -> Author | None:
         """The author whose signature fits this record, or None. Says nothing yet about what the author may write.
 
-        A header without a value, which Kafka lets anybody write, counts as one that is not there.
+        A header without a value, which Kafka lets anybody write, counts as one that is not there; of a record that has the
+        same header twice nobody is the author.
         """
         found = dict(headers)
-        who, _, given = (found.get(AUTH) or b"").rpartition(b" ")
-        if len(found) != len(headers) or not who:
-            return None
-        known = self._known.get(who)
+        return self.whose(topic, key, found, value) if len(found) == len(headers) else None
+
+    def whose(self, topic: str, key: bytes | None, headers: Mapping[str, bytes | None], value: bytes) -> Author | None:
+        """The same for headers of which the caller knows that none is there twice."""
+        who, _, given = (headers.get(AUTH) or b"").rpartition(b" ")
+        known = self._known.get(who) or self._look_up(who)
         if known is None:
-            known = self._look_up(who)
-            if known is None:
-                return None
+            return None
         author, mac = known
-        parts = [topic.encode(), key or b"", *[found.get(name) or b"" for name in _SIGNED]]
-        fits = hmac.compare_digest(mac.hex(_LENGTHS(*map(len, parts)) + b"".join(parts), value).encode(), given)
-        return author if fits else None
+        try:
+            parts = [topic.encode(), key or b"", *_get_always(headers), headers.get(REPLAY) or b""]
+            lengths = _LENGTHS(*map(len, parts))
+        except (KeyError, TypeError):  # not there, or without a value
+            parts = [topic.encode(), key or b"", *[headers.get(name) or b"" for name in _SIGNED]]
+            lengths = _LENGTHS(*map(len, parts))
+        return author if hmac.compare_digest(mac.hex(b"".join((lengths, *parts, value))).encode(), given) else None
 
     def _look_up(self, who: bytes) -> tuple[Author, Mac] | None:
         try:

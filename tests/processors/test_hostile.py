@@ -70,7 +70,7 @@ def test_headers_without_values_and_names_that_are_no_text(archive: Archive) -> 
     assert texts == [(True, "0"), (False, "1"), (False, "1"), (True, "2"), (True, "3"), (True, "4"), (True, "5")]
     letter = letters(archive, 1)[0]
     assert letter["offset"] == 6
-    assert letter["headers"]["banksman-unreadable"].startswith("offsets 4 to 6:")
+    assert letter["error"].startswith("offsets 4 to 6: a header's name is not UTF-8")
 
 
 def test_no_value_no_utf8_and_far_too_large(archive: Archive) -> None:

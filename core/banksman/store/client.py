@@ -81,22 +81,21 @@ class Store:
         except (ClickHouseError, HTTPError, OSError) as error:
             raise self._ours(error) from None
 
-    def insert(self, table: str, lines: bytes) -> None:
-        """Rows as JSON lines in one block: all of them are there when this returns, or none.
+    def insert(self, table: str, columns: Sequence[str], block: bytes) -> None:
+        """One block of `store.native` with these columns: all of its rows are there when this returns, or none.
 
         StoreAway: try the same again. BadData: a row in it can never be stored.
         """
         try:
             self._connected().raw_insert(
                 f"`{self.database}`.`{table}`",
-                insert_block=lines,
-                fmt="JSONEachRow",
+                column_names=columns,
+                insert_block=block,
+                fmt="Native",
                 settings={
-                    "max_insert_block_size": 10_000_000,  # one insert is one block, there or not there
-                    "min_insert_block_size_rows": 0,
+                    "async_insert": 0,  # what is answered is stored, whatever the server's own profile says
+                    "min_insert_block_size_rows": 0,  # the block is stored as it comes: one part, there or not there
                     "min_insert_block_size_bytes": 0,
-                    "input_format_parallel_parsing": 0,
-                    "input_format_skip_unknown_fields": 0,
                     "input_format_null_as_default": 1,
                 },
             )

@@ -1,7 +1,8 @@
 """What an archiver sees that is wrong, told as findings: forged events, reused ids, wrong clocks, what cannot be stored.
 
 A finding's id is made from the record that gave rise to it, so a replay tells the same thing under the same id. The same
-thing seen again within a minute is counted, not told: a flood of forged events must not become a flood of alerts.
+thing seen again within a minute is counted, and the count is told when the minute is over: a flood of forged events must
+not become a flood of alerts, and none of them is left out of the sum.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from banksman import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from banksman.processors.rows import Row
-    from banksman.topics import Topic
+    from banksman.processors.letters import Letter
+    from banksman.processors.rows import Entry, Rows
 
-QUIET_S = 60.0
-"""The same fingerprint is told once in this many seconds of the records' time."""
+QUIET_MS = 60_000
+"""The same fingerprint is told once in this time."""
 AT_MOST = 30
-"""Fingerprints of one detector that are told within QUIET_S, however many different agents a forger makes up."""
+"""Fingerprints of one detector that are told within that time, however many different agents a forger makes up."""
+REMEMBERED = 10_000
 
 
 def record_id(received_ms: int, *parts: object) -> str:
@@ -33,12 +38,28 @@ def record_id(received_ms: int, *parts: object) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-@dataclass
-class Told:
-    """When something was last told, and how often it was seen since."""
+@dataclass(frozen=True)
+class Sight:
+    """The same thing, seen `times` times in one round, first in the record `where` (topic/partition/offset)."""
 
-    at: float
+    received_ms: int
+    where: str
+    detector: str
+    fingerprint: str
+    times: int = 1
+    last_ms: int = 0
+
+
+@dataclass
+class _Told:
+    """What was last told under a fingerprint, and how often it was seen since, last in which record."""
+
+    finding: events.Finding
+    at_ms: int
+    clock_ms: int
     unsaid: int = 0
+    last_ms: int = 0
+    last_where: str = ""
 
 
 @dataclass
@@ -46,18 +67,16 @@ class Findings:
     """Collects findings of one archiver. `source`: who speaks, in every finding."""
 
     source: str
-    _told: OrderedDict[str, Told] = field(default_factory=OrderedDict)
-    _windows: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _told: OrderedDict[str, _Told] = field(default_factory=OrderedDict)
+    _windows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def see(
         self,
-        received_ms: int,
-        where: str,
+        sight: Sight,
+        clock_ms: int,
         *,
-        detector: str,
         severity: str,
         title: str,
-        fingerprint: str,
         evidence: dict[str, Any],
         suggestion: str,
         project: str | None = None,
@@ -65,91 +84,121 @@ class Findings:
         session: str | None = None,
     ) -> events.Finding | None:
         """A finding to be published, or None when the same was told less than a minute ago (by the records' time)."""
-        now = received_ms / 1000
-        told = self._told.get(fingerprint)
-        if told is not None and now - told.at < QUIET_S:
-            told.unsaid += 1
+        fingerprint = sight.fingerprint
+        if self._is_known(fingerprint, sight):
             return None
-        since, others = self._windows.get(detector, (now, 0))
-        if now - since >= QUIET_S:
-            since, others = now, 0
-        self._windows[detector] = since, others + 1
+        since, others = self._windows.get(sight.detector, (sight.received_ms, 0))
+        if sight.received_ms - since >= QUIET_MS:
+            since, others = sight.received_ms, 0
+        self._windows[sight.detector] = since, others + 1
         if others >= AT_MOST:
-            fingerprint, title = f"{detector}/more", f"{detector}: more than {AT_MOST} different ones within a minute"
-            told = self._told.get(fingerprint)
-            if told is not None and now - told.at < QUIET_S:
-                told.unsaid += 1
+            fingerprint = f"{sight.detector}/more"
+            title = f"{sight.detector}: more than {AT_MOST} different ones within a minute"
+            if self._is_known(fingerprint, sight):
                 return None
-        count = 1 + (told.unsaid if told else 0)
-        self._told[fingerprint] = Told(now)
-        self._told.move_to_end(fingerprint)
-        while len(self._told) > 10_000:
-            self._told.popitem(last=False)
-        moment = events.rfc3339_ms(received_ms)
-        return events.Finding(
+        before = self._told.get(fingerprint)
+        last = events.rfc3339_ms(sight.last_ms or sight.received_ms)
+        finding = events.Finding(
             v=1,
-            id=record_id(received_ms, where, detector),
-            time=moment,
+            id=record_id(sight.received_ms, sight.where, sight.detector),
+            time=events.rfc3339_ms(sight.received_ms),
             source=self.source,
-            detector=detector,
+            detector=sight.detector,
             severity=severity,  # type: ignore[arg-type]  # the three words are written out below
             title=title,
             fingerprint=fingerprint,
             project=project,
             agent=agent,
             session=session,
-            evidence={"record": where, **evidence},
+            evidence={"record": sight.where, **evidence},
             suggestion=suggestion,
-            count=count,
-            last_seen=moment,
+            count=sight.times + (before.unsaid if before else 0),
+            last_seen=last,
         )
+        self._told[fingerprint] = _Told(finding, sight.received_ms, clock_ms)
+        self._told.move_to_end(fingerprint)
+        while len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+        return finding
 
-    def about(self, row: Row, topic: Topic) -> Iterable[events.Finding]:
-        """What one row shows by itself: nobody signed it, or its clock is wrong."""
-        values = row.values
-        if values["verified"] and values["late"] != "skew":
+    def _is_known(self, fingerprint: str, sight: Sight) -> bool:
+        told = self._told.get(fingerprint)
+        if told is None or sight.received_ms - told.at_ms >= QUIET_MS:
+            return False
+        told.unsaid += sight.times
+        told.last_ms, told.last_where = sight.last_ms or sight.received_ms, sight.where
+        return True
+
+    def overdue(self, clock_ms: int) -> Iterator[events.Finding]:
+        """What was counted and not told for a minute of this archiver's clock."""
+        for told in self._told.values():
+            if told.unsaid and clock_ms - told.clock_ms >= QUIET_MS:
+                finding = told.finding
+                yield msgspec.structs.replace(
+                    finding,
+                    id=record_id(told.last_ms, told.last_where, finding.detector, "again"),
+                    time=events.rfc3339_ms(told.last_ms),
+                    title=f"{told.unsaid} more: {finding.title.split(' more: ', 1)[-1]}",
+                    evidence={"record": told.last_where},
+                    count=told.unsaid,
+                    last_seen=events.rfc3339_ms(told.last_ms),
+                )
+                told.at_ms, told.clock_ms, told.unsaid = told.last_ms, clock_ms, 0
+
+    # ── what is looked for ──
+
+    def about(self, rows: Rows, clock_ms: int) -> Iterable[events.Finding]:
+        """What rows show by themselves: nobody signed them, or their clock is wrong."""
+        verified, late = rows.columns["verified"], rows.columns["late"]
+        if all(verified) and "skew" not in late:
             return
-        agent, where = values["agent"] or "", where_of(row)
-        received_ms = round(values["received"] * 1000)
-        whose = {key: values.get(key) for key in ("project", "agent", "session")}
-        if not row.verified:
-            who = f"signed by {row.author}, who may not write this" if row.author else "signed by nobody we know"
-            found = self.see(
-                received_ms, where, detector="forged", severity="page" if topic.value in ("control", "limits") else "warn",
-                title=f"a {values['kind']} in {topic} claims to be {agent or 'a service'} and is {who}",
-                fingerprint=f"forged/{topic}/{agent}",
-                evidence={"kind": values["kind"], "author": values["author"], "source": values["source"]},
-                suggestion="find out who can write to Kafka; the event is stored, marked, and counted by nobody",
-                **whose,
-            )  # fmt: skip
-            if found:
-                yield found
-        if values["late"] == "skew":
-            found = self.see(
-                received_ms, where, detector="clock_skew", severity="info",
-                title=f"the clock of {agent or values['source']} says {values['time'][:19]}, the broker's does not",
-                fingerprint=f"clock_skew/{agent}",
-                evidence={"time": values["time"], "received": events.rfc3339_ms(received_ms)},
-                suggestion="set the machine's clock; budgets and retention go by the broker's",
-                **whose,
-            )  # fmt: skip
-            if found:
-                yield found
+        agents = rows.columns["agent"]
+        forged: dict[str, list[int]] = {}
+        skewed: dict[str, list[int]] = {}
+        for place, (counts, mark, agent) in enumerate(zip(verified, late, agents, strict=True)):
+            if not counts:
+                forged.setdefault(agent or "", []).append(place)
+            if mark == "skew":
+                skewed.setdefault(agent or "", []).append(place)
+        told = [self._forged(rows, places, clock_ms) for places in forged.values()]
+        told += [self._skew(rows, places, clock_ms) for places in skewed.values()]
+        yield from (finding for finding in told if finding)
 
-    def id_reuse(self, row: Row) -> events.Finding | None:
-        """An agent used an id again, for other bytes."""
-        values = row.values
+    def _forged(self, rows: Rows, places: Sequence[int], clock_ms: int) -> events.Finding | None:
+        entry = rows.entry(places[0])
+        who = f"signed by {entry.author}, who may not write this" if entry.author else "signed by nobody we know"
         return self.see(
-            round(values["received"] * 1000), where_of(row), detector="id_reuse", severity="warn",
-            title=f"the id {values['id']} of {values['agent']} was used again, for other content",
-            fingerprint=f"id_reuse/{values['agent']}",
-            evidence={"id": values["id"], "kind": values["kind"], "verified": values["verified"]},
+            _sight(rows, places, "forged", f"forged/{rows.topic}/{entry.agent or ''}"), clock_ms,
+            severity="page" if rows.topic.value in ("control", "limits") else "warn",
+            title=f"a {entry.kind} in {rows.topic} claims to be {entry.agent or 'a service'} and is {who}",
+            evidence={"kind": entry.kind, "author": entry.author, "source": entry.source},
+            suggestion="find out who can write to Kafka; the event is stored, marked, and counted by nobody",
+            **_whose(entry),
+        )  # fmt: skip
+
+    def _skew(self, rows: Rows, places: Sequence[int], clock_ms: int) -> events.Finding | None:
+        entry = rows.entry(places[0])
+        time = events.rfc3339(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.time_us))
+        return self.see(
+            _sight(rows, places, "clock_skew", f"clock_skew/{entry.agent or ''}"), clock_ms, severity="info",
+            title=f"the clock of {entry.agent or entry.source} says {time[:19]}, the broker's does not",
+            evidence={"time": time, "received": events.rfc3339_ms(entry.received_ms)},
+            suggestion="set the machine's clock; budgets and retention go by the broker's",
+            **_whose(entry),
+        )  # fmt: skip
+
+    def id_reuse(self, entry: Entry, clock_ms: int) -> events.Finding | None:
+        """An agent used an id again, for other bytes."""
+        return self.see(
+            Sight(entry.received_ms, entry.where, "id_reuse", f"id_reuse/{entry.agent or ''}"), clock_ms,
+            severity="warn", title=f"the id {entry.id} of {entry.agent} was used again, for other content",
+            evidence={"id": entry.id, "kind": entry.kind, "verified": entry.verified},
             suggestion="both records are stored and shown; find out which of the agent's programs repeats ids",
-            **{key: values[key] for key in ("project", "agent", "session")},
+            **_whose(entry),
         )  # fmt: skip
 
     def gap(
-        self, received_ms: int, full_topic: str, partition: int, expected: int, found: int
+        self, received_ms: int, full_topic: str, partition: int, expected: int, found: int, clock_ms: int
     ) -> events.Finding | None:
         """A partition does not go on where it was left: Kafka lost records, or is another Kafka."""
         if found > expected:
@@ -158,14 +207,30 @@ class Findings:
         else:
             title = f"{full_topic} begins anew at {found}, and was archived up to {expected - 1}"
             suggestion = "the topic was made again or the broker lost its data; nothing archived is lost"
+        where = f"{full_topic}/{partition}/{found}"
         return self.see(
-            received_ms, f"{full_topic}/{partition}/{found}", detector="gap", severity="page", title=title,
-            fingerprint=f"gap/{full_topic}/{partition}", evidence={"expected": expected, "found": found},
-            suggestion=suggestion,
+            Sight(received_ms, where, "gap", f"gap/{full_topic}/{partition}"), clock_ms, severity="page", title=title,
+            evidence={"expected": expected, "found": found}, suggestion=suggestion,
+        )  # fmt: skip
+
+    def dead_letters(self, letters: Sequence[Letter], of: int, dead_topic: str, clock_ms: int) -> events.Finding | None:
+        """Some of `of` records can never be stored: a page when they are many."""
+        first, last = letters[0], letters[-1]
+        many = len(letters) >= 20 and len(letters) * 10 >= of
+        return self.see(
+            Sight(first.received_ms, first.where, "dead_letters", "dead_letters", len(letters), last.received_ms),
+            clock_ms, severity="page" if many else "warn",
+            title=f"{len(letters)} of {of} records can never be stored", evidence={"first": first.error[:1000]},
+            suggestion=f"read {dead_topic}: each letter holds the record, where it lay and the reason",
         )  # fmt: skip
 
 
-def where_of(row: Row) -> str:
-    """topic/partition/offset"""
-    values = row.values
-    return f"{values['topic']}/{values['partition']}/{values['offset']}"
+def _sight(rows: Rows, places: Sequence[int], detector: str, fingerprint: str) -> Sight:
+    received, offsets = rows.columns["received"], rows.columns["offset"]
+    first, last = places[0], places[-1]
+    where = f"{rows.topic}/{rows.partition}/{offsets[first]}"
+    return Sight(received[first], where, detector, fingerprint, len(places), received[last])
+
+
+def _whose(entry: Entry) -> dict[str, str | None]:
+    return {"project": entry.project, "agent": entry.agent, "session": entry.session}

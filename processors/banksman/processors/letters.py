@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from banksman import codec, events
 from banksman.processors.findings import record_id
@@ -13,8 +13,13 @@ from banksman.signing import header_map
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from banksman.processors.rows import Row
-    from banksman.topics import Topic
+    from banksman.processors.rows import Entry
+
+MOST_VALUE = 8 << 20
+"""Bytes of a value that a letter holds: the largest that Kafka takes uncompressed. What is longer was compressed."""
+MOST_TEXT = 64 << 10
+"""Characters of a key, and of all headers together."""
+MOST_WHY = 2000  # it may quote the record
 
 
 @dataclass(frozen=True)
@@ -36,32 +41,40 @@ def of_record(
     why: str, full_topic: str, partition: int, offset: int, received_ms: int,
     key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]],
 ) -> Letter:  # fmt: skip
-    """A record that is no event."""
+    """A record that is no event. What would make the letter itself too large for Kafka is cut, and says so."""
+    value = value or b""
+    if len(value) > MOST_VALUE:
+        why = f"{_cut(why, MOST_WHY - 100)}; the letter holds the first {MOST_VALUE} of its {len(value)} bytes"
     letter = codec.encode(
         events.Dead(
-            v=1, time=events.rfc3339_ms(received_ms), error=why, topic=full_topic, partition=partition, offset=offset,
-            key=(key or b"").decode("utf-8", "backslashreplace"),
-            value=base64.b64encode(value or b"").decode(), headers=header_map(headers),
+            v=1, time=events.rfc3339_ms(received_ms), error=_cut(why, MOST_WHY), topic=full_topic, partition=partition,
+            offset=offset, key=_cut((key or b"").decode("utf-8", "backslashreplace"), MOST_TEXT),
+            value=base64.b64encode(value[:MOST_VALUE]).decode(), headers=_fitting(header_map(headers)),
         )
     )  # fmt: skip
     return Letter(received_ms, f"{full_topic}/{partition}/{offset}", why, letter)
 
 
-def of_row(why: str, full_topic: str, row: Row) -> Letter:
+def of_row(why: str, full_topic: str, entry: Entry) -> Letter:
     """A valid event whose row ClickHouse refuses."""
-    values = row.values
     return of_record(
-        f"ClickHouse refused the row: {why}", full_topic, values["partition"], values["offset"],
-        round(values["received"] * 1000), (values["agent"] or "").encode(), values["raw"].encode(), [],
+        f"ClickHouse refused the row: {why}", full_topic, entry.partition, entry.offset, entry.received_ms,
+        (entry.agent or "").encode(), entry.raw, [],
     )  # fmt: skip
 
 
-def share(letters: Sequence[Letter], of: int, dead_topic: Topic | str) -> dict[str, Any]:
-    """What a finding says of the dead letters among `of` records: a page when they are many."""
-    many = len(letters) >= 20 and len(letters) * 10 >= of
-    return {
-        "severity": "page" if many else "warn",
-        "title": f"{len(letters)} of {of} records can never be stored",
-        "evidence": {"first": letters[0].error},
-        "suggestion": f"read {dead_topic}: each letter holds the record, where it lay and the reason",
-    }
+def _fitting(headers: dict[str, str]) -> dict[str, str]:
+    made: dict[str, str] = {}
+    left = MOST_TEXT
+    for name, text in headers.items():
+        if left <= 0:
+            made["…"] = f"[cut: {len(headers) - len(made)} more headers]"
+            break
+        short = _cut(name, left)
+        made[short] = _cut(text, left)
+        left -= len(short) + len(made[short])
+    return made
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…[cut: {len(text)} characters]"

@@ -17,6 +17,8 @@ from banksman.errors import StoreAway
 from banksman.processors import rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from banksman.settings import Kafka
     from banksman.store.client import Store
     from banksman.topics import Topic
@@ -36,7 +38,7 @@ def stored(store: Store) -> Stored:
         "SELECT name FROM system.columns WHERE database = {database:String} AND table = 'events'",
         {"database": store.database},
     )
-    missing = rows.COLUMNS - {row["name"] for row in there}
+    missing = rows.COLUMNS.keys() - {row["name"] for row in there}
     if missing:
         raise StoreAway(
             f"`{store.database}`.events "
@@ -75,9 +77,9 @@ def commit_of(offset: int, highest: int) -> OffsetAndMetadata:
     return OffsetAndMetadata(offset, f"stored={highest}")
 
 
-def name_of(topic: Topic, partition: TopicPartition) -> tuple[str, int]:
-    """How ClickHouse names a partition: without the prefix."""
-    return topic.value, partition.partition
+def name_of(topics: Mapping[str, Topic], partition: TopicPartition) -> tuple[str, int]:
+    """How ClickHouse names a partition: without the prefix. `topics`: by full name."""
+    return topics[partition.topic].value, partition.partition
 
 
 def _had(metadata: str) -> float:

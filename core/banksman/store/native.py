@@ -1,0 +1,122 @@
+"""ClickHouse's Native format, written: a block by columns. A tenth of the work of rows as JSON, on both sides.
+
+One block is one insert is one part: there or not there.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    Encode = Callable[[Sequence[Any]], bytes]
+
+_NO_UUID = "0" * 32
+_VERSION = (1).to_bytes(8, "little")
+_KEYS_FOLLOW = 1 << 9 | 1 << 10  # the dictionary comes with the block, and begins anew with it
+_INDEX_CODES = "BHI"
+
+
+def block(columns: Iterable[tuple[str, str, Sequence[Any]]], rows: int) -> bytes:
+    """(name, ClickHouse type, values) of every column -> the bytes of one block of `rows` rows.
+
+    None stands for what is absent: NULL where the type is Nullable, else its zero. Strings are text or bytes, DateTime64 an
+    integer of its ticks since 1970, Decimal an integer of its smallest unit, UUID its text. OverflowError, ValueError,
+    TypeError: a value that the type cannot hold.
+    """
+    head, made = 0, [b""]
+    for name, type_, values in columns:
+        made += [_text(name), _text(type_), encoder(type_)(values)]
+        head += 1
+    made[0] = _varint(head) + _varint(rows)
+    return b"".join(made)
+
+
+@lru_cache(256)
+def encoder(type_: str) -> Encode:
+    """What writes a column of that type. KeyError: a type that is not written here."""
+    outer, _, inner = type_.rstrip(")").partition("(")
+    if outer == "Nullable":
+        return _nullable(encoder(type_[len("Nullable(") : -1]))
+    if outer == "LowCardinality" and inner == "String":
+        return words
+    return _ENCODERS[outer]
+
+
+def texts(values: Sequence[str | bytes | None]) -> bytes:
+    """Strings that are mostly different."""
+    data = [value if isinstance(value, bytes) else value.encode() if value else b"" for value in values]
+    return b"".join([_varint(len(text)) + text for text in data])
+
+
+def words(values: Sequence[str | None]) -> bytes:
+    """Strings that are mostly the same: each once, then one number a row."""
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(["", *values]))}
+    index = array(_INDEX_CODES[(len(numbers) > 1 << 8) + (len(numbers) > 1 << 16)], map(numbers.__getitem__, values))
+    kind = (index.itemsize.bit_length() - 1) | _KEYS_FOLLOW
+    return b"".join(
+        (
+            _VERSION, kind.to_bytes(8, "little"), len(numbers).to_bytes(8, "little"), texts(list(numbers)),
+            len(values).to_bytes(8, "little"), _little(index),
+        )
+    )  # fmt: skip
+
+
+def uuids(values: Sequence[str | None]) -> bytes:
+    """Two numbers of 64 bits each, the first half first."""
+    text = "".join(values) if None not in values else "".join([value or _NO_UUID for value in values])  # type: ignore[arg-type]
+    halves = array("Q", bytes.fromhex(text.replace("-", "")))
+    if sys.byteorder == "little":
+        halves.byteswap()
+    return halves.tobytes()
+
+
+def _numbers(code: str) -> Encode:
+    def encode(values: Sequence[Any]) -> bytes:
+        return _little(array(code, [value or 0 for value in values] if None in values else values))
+
+    return encode
+
+
+def _nullable(inner: Encode) -> Encode:
+    def encode(values: Sequence[Any]) -> bytes:
+        return bytes([value is None for value in values]) + inner(values)
+
+    return encode
+
+
+def _little(numbers: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+@lru_cache(1 << 16)
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number > 0x7F:
+        made.append(number & 0x7F | 0x80)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
+
+
+def _text(value: str) -> bytes:
+    return _varint(len(value.encode())) + value.encode()
+
+
+_ENCODERS: dict[str, Encode] = {
+    "String": texts,
+    "UUID": uuids,
+    "Bool": _numbers("B"),
+    "UInt8": _numbers("B"),
+    "UInt16": _numbers("H"),
+    "UInt64": _numbers("Q"),
+    "Float64": _numbers("d"),
+    "DateTime64": _numbers("q"),
+    "Decimal": _numbers("q"),
+}
