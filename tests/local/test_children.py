@@ -222,6 +222,19 @@ def test_a_process_that_only_has_the_same_pid_is_left_alone(tmp_path: Path) -> N
         stranger.kill()
 
 
+def test_one_that_ended_and_was_never_waited_for_is_not_left_running(tmp_path: Path) -> None:
+    """A container's first process need not reap orphans: they would be there, and unkillable, for ever."""
+    ended = leave(tmp_path / "run", "kafka", SLEEPER)
+    ended.kill()
+    until(lambda: not runs(ended.pid))
+    assert Path(f"/proc/{ended.pid}/stat").exists()
+    assert children.reclaim(tmp_path / "run") == []
+    assert not list((tmp_path / "run").iterdir())
+    assert ended.stdout is not None
+    ended.stdout.close()
+    ended.wait()
+
+
 @pytest.mark.parametrize("note", ["", "{", "{}", '{"pid": 4194304, "started": "x/1"}'])
 def test_a_note_that_says_nothing_is_thrown_away(tmp_path: Path, note: str) -> None:
     (tmp_path / "run").mkdir()
@@ -382,6 +395,23 @@ async def test_one_that_does_not_stop_is_killed(desk: Desk) -> None:
     assert desk.told == [("deaf", "did not stop within 1 s, killed")]
 
 
+async def test_whoever_is_in_a_hurry_waits_for_nobody(desk: Desk) -> None:
+    desk.supervisor = Supervisor(desk.run, lambda name, text: desk.told.append((name, text)), stop_within=600)
+    for name in ("one", "two"):
+        await desk.supervisor.start(desk.child(name, DEAF))
+        log = desk.folder / f"{name}.log"
+        until(lambda log=log: "deaf" in log.read_text())  # type: ignore[misc]
+    pids = [desk.supervisor.pid(name) for name in ("one", "two")]
+    stopping = asyncio.create_task(desk.supervisor.stop())
+    await asyncio.sleep(0.1)
+    assert not stopping.done()
+    desk.supervisor.hurry()
+    async with asyncio.timeout(20):
+        await stopping
+    assert not any(map(runs, pids))
+    assert desk.told == []
+
+
 async def test_stop_while_a_child_waits_to_be_started_again(desk: Desk) -> None:
     await desk.supervisor.start(desk.child("one", [sys.executable, "-c", "import time; time.sleep(0.05)"]))
     await desk.heard("one", "started again in 0.4 s")
@@ -389,6 +419,52 @@ async def test_stop_while_a_child_waits_to_be_started_again(desk: Desk) -> None:
     told = len(desk.told)
     await asyncio.sleep(0.6)  # past the moment at which it would have come back
     assert len(desk.told) == told
+
+
+def test_a_log_that_grew_too_long_is_cut_while_its_child_goes_on_writing(tmp_path: Path) -> None:
+    log, older = tmp_path / "log", tmp_path / "log.1"
+    talker = write(
+        tmp_path / "talker.py", "import sys\nfor line in open(sys.argv[1]): print('line', line, end='', flush=True)"
+    )
+    os.mkfifo(tmp_path / "words")
+    process = children.spawn([*talker, str(tmp_path / "words")], log=log, env=dict(os.environ))
+    with open(tmp_path / "words", "w") as words:
+        for number in range(3):
+            words.write(f"{number}\n" * 1000)
+            words.flush()
+            until(lambda number=number: log.read_text().count(f"line {number}\n") == 1000)  # type: ignore[misc]
+            if number == 0:
+                assert not children.bound_log(log, 10_000)
+            if number == 1:
+                assert children.bound_log(log, 10_000)
+    assert process.wait(10) == 0
+    assert older.read_text() == "line 0\n" * 1000 + "line 1\n" * 1000
+    assert log.read_text() == "line 2\n" * 1000
+    assert stat.S_IMODE(older.stat().st_mode) == 0o600
+
+
+async def test_the_supervisor_keeps_logs_short(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "LOOK_AT_LOGS", 0.02)
+    talk = f"import time; print('x' * {children.LOG_BYTES + 1}, flush=True); time.sleep(600)"
+    await desk.supervisor.start(desk.child("one", [sys.executable, "-c", talk]))
+    older, log = desk.folder / "one.log.1", desk.folder / "one.log"
+    await asyncio.to_thread(until, lambda: older.exists() and log.stat().st_size == 0)
+    assert desk.told == []
+
+
+def test_a_port_that_one_of_ours_holds_is_called_that(tmp_path: Path) -> None:
+    """By its module; arguments may hold a stranger's secret."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); time.sleep(600)"
+    argv = [sys.executable, "-c", program, "banksman.enforcer", "--password=geheim"]
+    with subprocess.Popen(argv) as other:
+        until(lambda: children.port_holder(port))
+        assert children.port_holder(port) == f"pid {other.pid} (banksman.enforcer, of another `banksman up`?)"
+        other.kill()
 
 
 def test_the_holder_of_a_port_is_named() -> None:

@@ -71,7 +71,7 @@ class Stack:
         """Take the folder, and end what a killed `up` may have left. BadDeployment: in use, or a port is taken."""
         with folder.disk_errors(self.folder.root):
             self._claim = children.claim_folder(self.folder.root)
-            self.folder.logs.mkdir(exist_ok=True)
+            self.folder.logs.mkdir(exist_ok=True, mode=0o700)
             self._supervisor = Supervisor(self.folder.run, self._report)
         for name in children.reclaim(self.folder.run):
             self._report(name, "was left running by an `up` that was killed; ended")

@@ -120,11 +120,14 @@ def claim_folder(data: Path) -> IO[str]:
 def started(pid: int) -> str:
     """When a process started, as something that no other process with this pid ever has: boot id and clock ticks since.
 
-    Not the time of day, which a correction of the clock moves for processes that are already running. "" when it is gone.
+    Not the time of day, which a correction of the clock moves for processes that are already running. "" when it is gone:
+    also one that nobody reaps, as in a container whose first process does not, has ended.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
+        return ""
+    if after_name[0] in ("Z", "X"):
         return ""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{after_name[19]}"
 
@@ -139,7 +142,7 @@ def reclaim(run: Path, *, within: float = STOP_WITHIN) -> list[str]:
         try:
             noted = json.loads(file.read_text())
             process = psutil.Process(noted["pid"])
-            if started(process.pid) == noted["started"]:  # else the pid is somebody else's by now
+            if noted["started"] and started(process.pid) == noted["started"]:  # else the pid is somebody else's by now
                 left.append((file.stem, process))
         except (psutil.NoSuchProcess, ValueError, KeyError):
             continue
