@@ -185,14 +185,27 @@ class Client(Concern, frozen=True, kw_only=True):
 
     url: Annotated[str, _about("Where the enforcer is.")] = "http://127.0.0.1:7700"
     console_url: Annotated[str, _about("Where the read side is.")] = "http://127.0.0.1:7701"
-    token: Annotated[str, _about("An agent's credential.")] = ""
+    token: Annotated[str, _about("An agent's credential; better in a file.")] = ""
+    token_file: Annotated[str, _about("File with an agent's credential, as `agents add --out` writes it.")] = ""
     operator_token: Annotated[str, _about("An operator's token.")] = ""
     operator_token_file: Annotated[str, _about("File with an operator's token; else .banksman/admin.token.")] = ""
     ca_file: Annotated[str, _about("CA certificates (PEM) that the enforcer's TLS is checked against.")] = ""
     spool: Annotated[str, _about("Folder of the agent's spool; default: ~/.local/state/banksman/spool.")] = ""
     spool_bytes: Annotated[
-        int, _about("Most that the spool may hold; beyond: the oldest are dropped and counted.", ge=1 << 20)
+        int, _about("Most that the spool may hold; beyond: see BANKSMAN_SPOOL_FULL.", ge=1 << 20)
     ] = 256 * 1024 * 1024
+    spool_full: Annotated[
+        Literal["drop", "refuse"],
+        _about("At that cap: drop the oldest events and count them, or refuse new ones and every decision."),
+    ] = "drop"
+    transport: Annotated[
+        Literal["http", "kafka"], _about("How an agent's events travel: through the enforcer, or straight into Kafka.")
+    ] = "http"
+    decide_timeout_s: Annotated[float, _about("How long an agent waits for a decision, tries included.", gt=0)] = 10.0
+
+    def credential(self) -> str:
+        """The agent's credential, from where it stands; "": nowhere."""
+        return self.token or _read(self.token_file, "BANKSMAN_TOKEN_FILE")
 
 
 class Local(Concern, frozen=True, kw_only=True):
