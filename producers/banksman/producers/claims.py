@@ -1,0 +1,118 @@
+"""Whose spool is whose: every process has a folder of its own, held by a lock that dies with it.
+
+    SPOOL/PROJECT/AGENT/INSTANCE/   lock, host, cursor, *.log, refused
+
+INSTANCE is the part of `source` behind the `#`. A process that starts goes on in a folder whose process is gone, so that
+`seq` goes on too; where all are taken it makes a new one. A folder from before a reboot, or from another host (a copied
+disk), might have lost numbers that were sent already: it is only emptied, never gone on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass
+class Claim:
+    """A folder that this process holds."""
+
+    folder: Path
+    lock: int
+
+    @property
+    def instance(self) -> str:
+        """Its name."""
+        return self.folder.name
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its numbers may be gone on with: it was last used on this host, since it was started."""
+        try:
+            return (self.folder / "host").read_text() == _host()
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def release(self) -> None:
+        """Let another process have it."""
+        lock, self.lock = self.lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def remove(self) -> None:
+        """Delete the folder, which is not needed any more, but for what was refused."""
+        if not (self.folder / "refused").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+def own(home: Path) -> Claim:
+    """A folder under `home` for this process to write in. OSError: there cannot be one."""
+    _private(home)
+    home.chmod(0o700)
+    for claim in _free(home):
+        if claim.goes_on:
+            return claim
+        claim.release()
+    while True:
+        folder = home / secrets.token_hex(4)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            folder.mkdir(mode=0o700)
+            made = _take(folder)
+            if made is not None:
+                (folder / "host").write_text(_host())
+                return made
+
+
+def abandoned(home: Path) -> Iterator[Claim]:
+    """The folders whose processes are gone, held by us from now on; the caller releases each."""
+    yield from _free(home)
+
+
+def _private(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, for this user alone."""
+    if not folder.is_dir():
+        _private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _free(home: Path) -> Iterator[Claim]:
+    for folder in sorted(path for path in home.iterdir() if path.is_dir()):
+        claim = _take(folder)
+        if claim is not None:
+            yield claim
+
+
+def _take(folder: Path) -> Claim | None:
+    """The folder's lock, or None: somebody has it, or took the folder away."""
+    path = folder / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.lstat().st_ino == os.fstat(fd).st_ino:
+            return Claim(folder, fd)
+    except (BlockingIOError, FileNotFoundError):
+        pass  # its process lives, or removed the folder between our two looks
+    os.close(fd)
+    return None
+
+
+def _host() -> str:
+    """What tells this machine, since it was started, from every other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{boot} {os.uname().nodename}\n"
