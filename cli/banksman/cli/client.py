@@ -69,7 +69,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Message:
-    """One server-sent event."""
+    """One server-sent event. `id`: the last that was said, by this one or before it."""
 
     id: str
     event: str
@@ -165,8 +165,10 @@ class Client:
     def stream(
         self, path: str, query: Mapping[str, Any] | None = None, *, last_id: str = "", silence: float = 40.0
     ) -> Iterator[Message]:
-        """Server-sent events as they come. Unavailable when the connection ends or is silent for `silence` seconds
-        (the console says something every 15): begin again with the last message's id as `last_id`.
+        """Server-sent events as they come; one without data says that the line is open, and perhaps how far it is.
+
+        Unavailable when the connection ends or is silent for `silence` seconds (the console says something every 15):
+        begin again with the last message's id as `last_id`.
         """
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         connection, response = self._open("GET", path, query, None, headers, silence)
@@ -180,10 +182,8 @@ class Client:
                     lines.append(line)
                 elif lines:
                     message = _message(lines, last_id)
-                    lines = []
-                    if message is not None:
-                        last_id = message.id
-                        yield message
+                    lines, last_id = [], message.id
+                    yield message
         except (OSError, http.client.HTTPException) as error:
             raise self._away(error) from None
         finally:
@@ -323,8 +323,8 @@ def _details(raw: bytes, kind: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _message(lines: list[str], last_id: str) -> Message | None:
-    """One event of a stream (HTML standard, server-sent events); None for a comment that only keeps the line open."""
+def _message(lines: list[str], last_id: str) -> Message:
+    """One event of a stream (HTML standard, server-sent events)."""
     event, data, id_ = "message", [], last_id
     for line in lines:
         name, _, value = line.partition(":")
@@ -335,4 +335,4 @@ def _message(lines: list[str], last_id: str) -> Message | None:
             data.append(value)
         elif name == "id":
             id_ = value
-    return Message(id_, event, "\n".join(data)) if data else None
+    return Message(id_, event, "\n".join(data))

@@ -18,6 +18,7 @@ Exit codes: 0 ok Â· 1 a finding (something is wrong out there, said on stdout) Â
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -87,8 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = module.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:  # `banksman sessions | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _drop_stdout()
+        print(f"banksman {verb}: cannot write: {error.strerror}", file=sys.stderr)
+        return AWAY
     except KeyboardInterrupt:
         return INTERRUPTED
     except BanksmanError as error:
@@ -103,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"banksman {verb}: needs {error.name}: pip install 'banksman[{extras}]'", file=sys.stderr)
         return AWAY
     return code
+
+
+def _drop_stdout() -> None:
+    """Let go of what could not be written: the interpreter would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code(error: BanksmanError) -> int:

@@ -12,7 +12,7 @@ import re
 import sys
 import unicodedata
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 _JSON_UNSAFE = re.compile("[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
 
 
-def json_argument(parser: argparse.ArgumentParser) -> None:
+def json_argument(parser: argparse._ActionsContainer) -> None:
     """`--json`, the same everywhere: `args.json`."""
     parser.add_argument("--json", action="store_true", help="JSON on stdout, for programs")
 
@@ -87,13 +87,30 @@ def short(text: object, most: int = 160) -> str:
     return given if len(given) <= most else given[: most - 1] + "…"
 
 
+class Cell(str):
+    """A cell of a table in a colour of its own; without one, a word of STYLES has its colour."""
+
+    __slots__ = ("style",)
+    style: str
+
+    def __new__(cls, text: object, style: str = "") -> Self:
+        """The text is made safe."""
+        made = super().__new__(cls, safe(text))
+        made.style = style or STYLES.get(made, "")
+        return made
+
+
+def _cell(value: object) -> Cell:
+    return value if isinstance(value, Cell) else Cell("" if value is None else value)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", empty: str = "nothing") -> None:
     """A table on stdout; `>` before a column's name aligns it right. No row: the sentence `empty` on stderr.
 
     On a terminal that is too narrow for the columns each row becomes a block of lines, as psql's expanded display does.
     """
     names = [name.removeprefix(">") for name in columns]
-    cells = [["" if cell is None else safe(cell) for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in rows]
     if not cells:
         note(empty)
         return
@@ -103,7 +120,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.text import Text
 
     out = stdout()
-    widths = [max(cell_len(row[n]) for row in [names, *cells]) for n in range(len(names))]
+    widths = [max(cell_len(text) for text in column) for column in zip(names, *cells, strict=True)]
     if sum(min(width, NARROW) + 2 for width in widths) > out.width:
         _blocks(out, names, cells, title)
         return
@@ -112,11 +129,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         right = column.startswith(">")
         made.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in cells:
-        made.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        made.add_row(*(Text(cell, style=cell.style) for cell in row))
     out.print(made)
 
 
-def _blocks(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+def _blocks(out: Console, names: Sequence[str], rows: Sequence[Sequence[Cell]], title: str) -> None:
     from rich.text import Text
 
     if title:
@@ -127,9 +144,7 @@ def _blocks(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], t
             out.print()
         for name, cell in zip(names, row, strict=True):
             if cell:
-                out.print(
-                    Text(f"{name:<{side}}", style="bold") + Text(cell, style=STYLES.get(cell, "")), soft_wrap=True
-                )
+                out.print(Text(f"{name:<{side}}", style="bold") + Text(cell, style=cell.style), soft_wrap=True)
 
 
 def pairs(named: Iterable[tuple[str, object]]) -> None:

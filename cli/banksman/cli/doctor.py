@@ -1,0 +1,276 @@
+"""`banksman doctor [AGENT]`."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from banksman import settings
+from banksman.cli import client, health, now, show, words
+from banksman.cli.health import Wrong
+from banksman.cli.main import exit_code
+from banksman.errors import BanksmanError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+
+HELP = """Follow the path of an action from here to the audit log, step by step: settings, token, enforcer, Kafka, policies,
+archiver, ClickHouse, console, disk. Says where it stops and what to do there. With AGENT also what stands in that agent's
+way.
+
+Exit code: 0 the whole path is open, 1 something is wrong, 2 a setting is wrong, 3 the token is missing or refused,
+4 somebody does not answer."""
+EXAMPLES = """
+  banksman doctor
+  banksman doctor claude-invoice-01
+  banksman doctor --json | jq -r '.steps[] | select(.state == "failed") | .do'
+"""
+TIMEOUT_S = 5.0
+LOOK_AGAIN_S = 1.5
+LITTLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the path. `do`: what to do where it failed; `code`: the exit code that it means."""
+
+    name: str
+    state: Literal["ok", "failed", "skipped"]
+    text: str
+    do: str = ""
+    code: int = 0
+
+
+class Found:
+    """What the steps found out, for the steps behind them."""
+
+    def __init__(self, agent: str | None) -> None:
+        self.agent = agent
+        self.known = settings.Client()
+        self.token = self.origin = ""
+        self.enforcer = self.console = client.Answer()
+        """Their `/v1/status`."""
+
+    def asks(self, service: Literal["enforcer", "console"]) -> client.Client:
+        """A client of one of the two."""
+        known = self.known
+        base, variable = {
+            "enforcer": (known.url, "BANKSMAN_URL"),
+            "console": (known.console_url, "BANKSMAN_CONSOLE_URL"),
+        }[service]
+        return client.Client(base, self.token, variable=variable, ca_file=known.ca_file, timeout=TIMEOUT_S)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("agent", nargs="?", help="follow the path of this agent's actions")
+    show.json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    steps: list[Step] = []
+    for step in walk(args.agent):
+        steps.append(step)
+        if not args.json:
+            show.say(f"{step.state:<8} {step.name:<11} {step.text}", show.STYLES[step.state])
+            if step.do:
+                show.say(f"{'':<20} -> {step.do}")
+    first = next((step for step in steps if step.state == "failed"), None)
+    if args.json:
+        told = [{"name": one.name, "state": one.state, "text": one.text, "do": one.do or None} for one in steps]
+        show.emit({"ok": first is None, "stops_at": first.name if first else None, "steps": told})
+    elif first is None:
+        show.say("\nthe whole path is open", "green")
+    else:
+        show.say(f"\nit stops at: {first.name}", "red")
+    return max(step.code for step in steps)
+
+
+def walk(agent: str | None) -> Iterator[Step]:
+    """The steps, each as it is taken. What rests on a failed one is skipped."""
+    found, failed = Found(agent), set[str]()
+    for name, needs, look in PATH:
+        if agent is None and name in OF_AN_AGENT:
+            continue
+        missing = next((one for one in needs if one in failed), None)
+        if missing is not None:
+            failed.add(name)
+            yield Step(name, "skipped", f"rests on {missing}")
+            continue
+        try:
+            for said in look(found):
+                if isinstance(said, Wrong):
+                    failed.add(name)
+                    yield Step(name, "failed", said.text, said.do, 1)
+                else:
+                    yield Step(name, "ok", said)
+        except BanksmanError as error:
+            failed.add(name)
+            yield Step(name, "failed", str(error), _advice(error), exit_code(error))
+
+
+def _settings(found: Found) -> Iterator[str | Wrong]:
+    found.known = settings.load(settings.Client)
+    yield f"enforcer {found.known.url}, console {found.known.console_url}"
+
+
+def _token(found: Found) -> Iterator[str | Wrong]:
+    token = client.find_token(found.known)
+    found.token, found.origin = token.value, token.origin
+    yield f"from {token.origin}"
+
+
+def _token_file(found: Found) -> Iterator[str | Wrong]:
+    file = Path(found.origin)
+    if found.origin == "BANKSMAN_OPERATOR_TOKEN":
+        return
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        yield Wrong("token", f"{file} can be read by others (mode {mode:04o})", f"chmod 600 {file}")
+    else:
+        yield "nobody else can read it"
+
+
+def _enforcer(found: Found) -> Iterator[str | Wrong]:
+    found.asks("enforcer").get("/healthz")
+    yield f"answers at {found.known.url}"
+
+
+def _ready(found: Found) -> Iterator[str | Wrong]:
+    try:
+        found.asks("enforcer").get("/readyz")
+        yield "Kafka acknowledges, the lease is valid: it decides"
+    except client.Problem as problem:
+        yield Wrong("ready", f"decides nothing: {problem.detail or problem}", health.mend(problem.detail))
+
+
+def _operator(found: Found) -> Iterator[str | Wrong]:
+    found.enforcer = found.asks("enforcer").get("/v1/status")
+    yield f"the token is known; live: {show.count(len(found.enforcer['replicas']), 'enforcer')}"
+
+
+def _policies(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_enforcer(found.enforcer) if one.where == "policy"]
+    yield from _or(wrong, f"in force: {words.listed(one['policy_version'] for one in found.enforcer['policies'])}")
+
+
+def _records(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_enforcer(found.enforcer) if one.where not in ("policy", "enforcer")]
+    yield from _or(wrong, "every record is delivered, the enforcers agree")
+
+
+def _agent(found: Found) -> Iterator[str | Wrong]:
+    name = str(found.agent)
+    enrolled = {one["agent"]: one for one in found.asks("enforcer").get("/v1/agents")["agents"]}
+    if name not in enrolled:
+        yield Wrong(
+            "agent",
+            f"nobody enrolled {name!r}{words.guess(name, enrolled)}",
+            f"banksman agents add {name} --project PROJECT --owner OWNER",
+        )
+        return
+    project = enrolled[name]["project"]
+    policies = {one["project"]: one for one in found.enforcer["policies"]}
+    if project not in policies:
+        yield Wrong("agent", f"its project {project} has no policy in force: all it asks is denied", "write one")
+        return
+    question = {"project": project, "agent": name, "service": "banksman", "action": "doctor"}
+    if found.asks("enforcer").post("/v1/explain", question)["reason"] == "unknown_agent":
+        yield Wrong(
+            "agent",
+            f"the policy of {project} does not name it: all it asks is denied",
+            f"add {name} under `agents:` in {policies[project]['file']}",
+        )
+        return
+    yield f"enrolled in {project}, under {policies[project]['policy_version']}"
+
+
+def _console(found: Found) -> Iterator[str | Wrong]:
+    found.console = found.asks("console").get("/v1/status")
+    wrong = [one for one in health.of_console(found.console) if one.where in ("console", "kafka")]
+    yield from _or(wrong, f"answers at {found.known.console_url}")
+
+
+def _clickhouse(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_console(found.console) if one.where == "clickhouse"]
+    yield from _or(wrong, f"answers; {show.count(found.console['clickhouse']['rows'] or 0, 'record')} archived")
+
+
+def _archiver(found: Found) -> Iterator[str | Wrong]:
+    before = None
+    if health.may_stand_still(found.console):
+        time.sleep(LOOK_AGAIN_S)  # whether it moves is seen in two looks
+        before, found.console = found.console, found.asks("console").get("/v1/status")
+    wrong = [one for one in health.of_console(found.console, before) if one.where == "archiver"]
+    archiver = found.console["archiver"]
+    yield from _or(wrong, "not known" if archiver is None else f"{show.count(archiver['lag'] or 0, 'record')} behind")
+
+
+def _seen(found: Found) -> Iterator[str | Wrong]:
+    answer = now.ask(found.asks("console"), str(found.agent))
+    for one in answer["controls"]:
+        yield Wrong(
+            "seen", f"{one['kind']} by {one['by']}: {one['reason']}", "all it asks is denied until that is lifted"
+        )
+    if answer["state"] == "never_seen":
+        yield Wrong(
+            "seen",
+            "nothing was ever received of it",
+            "does it run, with the enforcer in BANKSMAN_URL and its credential in BANKSMAN_TOKEN?",
+        )
+    else:
+        yield f"{answer['state']}, last seen {show.moment(answer['last_seen'])} in session {answer['session']}"
+
+
+def _disk(_found: Found) -> Iterator[str | Wrong]:
+    folder = Path(settings.load(settings.Local).data)
+    if not folder.is_dir():
+        yield f"there is no {folder} here, so nothing is kept on this disk"
+        return
+    free = shutil.disk_usage(folder).free
+    if free < LITTLE_BYTES:
+        text = f"{free / 1e6:,.0f} MB are free where {folder} is"
+        yield Wrong("disk", text, "make room: Kafka and ClickHouse stop when it is full")
+    else:
+        yield f"{free / 1e9:,.1f} GB are free where {folder} is"
+
+
+PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]], ...] = (
+    ("settings", (), _settings),
+    ("token", ("settings",), _token),
+    ("token file", ("token",), _token_file),
+    ("enforcer", ("settings",), _enforcer),
+    ("ready", ("enforcer",), _ready),
+    ("operator", ("token", "enforcer"), _operator),
+    ("policies", ("operator",), _policies),
+    ("agent", ("operator",), _agent),
+    ("records", ("operator",), _records),
+    ("console", ("token",), _console),
+    ("clickhouse", ("console",), _clickhouse),
+    ("archiver", ("console", "clickhouse"), _archiver),
+    ("seen", ("agent", "clickhouse"), _seen),
+    ("disk", ("settings",), _disk),
+)
+"""Name of a step, the steps that it rests on, what it looks at."""
+OF_AN_AGENT = ("agent", "seen")
+
+
+def _or(wrong: list[Wrong], fine: str) -> Iterator[str | Wrong]:
+    yield from wrong
+    if not wrong:
+        yield fine
+
+
+def _advice(error: BanksmanError) -> str:
+    code = exit_code(error)
+    if isinstance(error, client.Problem):
+        return "an operator's token is needed, with any role" if code == 3 else ""
+    if code == 3:
+        return "set BANKSMAN_OPERATOR_TOKEN, or BANKSMAN_OPERATOR_TOKEN_FILE to a file that holds one"
+    return "start it, or set its address" if code == 4 else ""

@@ -1,0 +1,154 @@
+"""What is wrong, judged from what enforcer and console say about themselves. Pure: `status` and `doctor` ask and print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from banksman.cli import show, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    Status = Mapping[str, Any]
+
+FEW = 20
+"""Records. An archiver that works is this much behind at any moment: nothing to look at twice."""
+FAR = 100_000
+"""Records. Further behind than this is wrong also while it catches up: the questions' answers are old."""
+FULL = 0.8
+"""Share of the enforcer's queue."""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Something that is not as it should be, and what to do about it."""
+
+    where: str
+    text: str
+    do: str = ""
+
+
+def of_enforcer(status: Status) -> Iterator[Wrong]:
+    """What an enforcer's `/v1/status` shows to be wrong."""
+    if not status["enforcing"]:
+        yield Wrong("enforcer", f"NOT ENFORCING, every question gets a 503: {status['reason']}", mend(status["reason"]))
+    in_force = {one["project"]: one["policy_version"] for one in status["policies"]}
+    for one in status["rejected"]:
+        line = f":{one['line']}" if one["line"] else ""
+        stays = in_force.get(one["project"])
+        rest = f"{stays} stays in force" if stays else "nothing of it is in force"
+        yield Wrong(
+            "policy",
+            f"{one['file']}{line} was rejected at {show.moment(one['since'])[:19]}, {rest}: {one['error']}",
+            "mend the file: it is read again by itself",
+        )
+    if not in_force:
+        yield Wrong(
+            "policy", "no policy is in force: everything is denied", "put one into the enforcer's BANKSMAN_POLICIES"
+        )
+    for project in status["disagreements"]:
+        about = "their policies" if project == "*" else f"the policy of {project}"
+        yield Wrong("replicas", f"enforcers disagree on {about}", "see that their policy folders hold the same files")
+    peers = status["replicas"]
+    for peer in peers:
+        if peer["lag"] > FEW * len(peers):
+            behind = show.count(peer["lag"], "record")
+            yield Wrong(
+                "replicas", f"{peer['replica']} is {behind} of control behind", "look at its log and its network"
+            )
+    waiting, bound = status["queue"]["waiting"], status["queue"]["bound"]
+    if waiting > FULL * bound:
+        yield Wrong(
+            "queue", f"{waiting} of {bound} decisions wait for their record", "Kafka is slow, or add an enforcer"
+        )
+    if status["undelivered"]:
+        undelivered = show.count(status["undelivered"], "finding")
+        yield Wrong("kafka", f"{undelivered} or voids are not on record yet", "is Kafka well?")
+    if status["dropped"]:
+        dropped = show.count(status["dropped"], "finding")
+        yield Wrong("kafka", f"{dropped} had no room while Kafka was away and were lost", "read the enforcer's log")
+
+
+def notes_on_enforcer(status: Status) -> Iterator[str]:
+    """What is as somebody wanted it, or over, and worth a word."""
+    shadow = [one["project"] for one in status["policies"] if one["mode"] == "shadow"]
+    if shadow:
+        yield f"not enforced on purpose (mode shadow): {words.listed(shadow)}"
+    unrecorded = status["decisions"]["unrecorded"]
+    if unrecorded:
+        yield f"{show.count(unrecorded, 'question')} got a 503 since the start, as no record was acknowledged in time"
+
+
+def of_console(status: Status, before: Status | None = None) -> Iterator[Wrong]:
+    """What a console's `/v1/status` shows to be wrong. `before`: a look that was taken a moment earlier."""
+    if not status["ready"]:
+        yield Wrong("console", f"not ready: {status['reason']}", "the log of controls is being read, or Kafka is away")
+    if not status["clickhouse"]["reachable"]:
+        yield Wrong(
+            "clickhouse",
+            f"away, so no question is answered (decisions go on, Kafka keeps all): {status['clickhouse']['error']}",
+            "start it; BANKSMAN_CLICKHOUSE says where the console looks",
+        )
+    if not status["kafka"]["reachable"]:
+        yield Wrong(
+            "kafka", f"away, as seen from the console: {status['kafka']['error']}", "start it, or mend the network"
+        )
+    archiver = status["archiver"]
+    if archiver is None or archiver["lag"] is None:
+        return
+    behind = show.count(archiver["lag"], "record")
+    if before is not None and stands_still(before, status):
+        yield Wrong("archiver", f"stands still, {behind} behind", "is `banksman serve archiver` running? Read its log")
+    elif archiver["lag"] > FAR:
+        yield Wrong("archiver", f"{behind} behind: answers are old", "let it catch up, or run another one")
+
+
+def may_stand_still(status: Status) -> bool:
+    """Whether it takes a second look to know that the archiver moves."""
+    archiver = status["archiver"]
+    return archiver is not None and (archiver["lag"] or 0) > FEW
+
+
+def stands_still(before: Status, after: Status) -> bool:
+    """Whether nothing was archived between two looks, although there was something."""
+    then, now = _positions(before), _positions(after)
+    waiting = [where for where, (_, lag) in then.items() if lag and where in now]
+    return bool(waiting) and all(now[where][0] == then[where][0] for where in waiting)
+
+
+def of_findings(findings: Iterable[Mapping[str, Any]], enforcer: Status | None) -> Iterator[Wrong]:
+    """Findings that a human should look at, newest first, each once. What is over by now is left out."""
+    seen: set[str] = set()
+    for one in findings:
+        if one["fingerprint"] in seen:
+            continue
+        seen.add(one["fingerprint"])
+        if one["severity"] == "info" or one["kind"] == "alert.resolved" or _is_over(one, enforcer):
+            continue
+        times = f", {one['count']} times" if (one["count"] or 1) > 1 else ""
+        yield Wrong("finding", f"{one['title']} (at {show.moment(one['at'])[:19]}{times})", one["suggestion"] or "")
+
+
+def _is_over(finding: Mapping[str, Any], enforcer: Status | None) -> bool:
+    """Whether the enforcer itself, asked now, no longer sees what it told."""
+    if enforcer is None:
+        return False
+    if finding["detector"] == "policy_rejected":
+        return all(f"policy_rejected/{one['file']}" != finding["fingerprint"] for one in enforcer["rejected"])
+    if finding["detector"] == "policy_disagreement":
+        return all(f"policy_disagreement/{one}" != finding["fingerprint"] for one in enforcer["disagreements"])
+    return False
+
+
+def _positions(status: Status) -> dict[tuple[str, int], tuple[int, int]]:
+    """(topic, partition) -> (where the archiver goes on, lag)"""
+    partitions: Sequence[Mapping[str, Any]] = (status["archiver"] or {}).get("partitions") or ()
+    return {(one["topic"], one["partition"]): (one["next"] or 0, one["lag"] or 0) for one in partitions}
+
+
+def mend(reason: str) -> str:
+    """What to do about an enforcer that is not ready for this reason."""
+    if "Kafka" in reason or "heartbeat" in reason:
+        return "is Kafka up? BANKSMAN_KAFKA says where the enforcer looks; its log says what Kafka answers"
+    return "read the enforcer's log"
