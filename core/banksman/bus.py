@@ -101,6 +101,11 @@ class Publisher:
         self._open: deque[_Record] = deque()
         self.pending = 0
 
+    @property
+    def room(self) -> int:
+        """How many more records may wait."""
+        return self._bound - self.pending
+
     def put(
         self, partition: int, key: bytes, value: bytes, headers: Headers, landed: Callable[[int], None] | None = None
     ) -> asyncio.Future[int]:

@@ -1,11 +1,13 @@
 """Enrolling and rotating: `/v1/agents`, `/v1/operators`. Tokens are stored as SHA-256 and shown once.
 
 The record goes first, and is judged as every replica judges it: by its place in `control`. Two who enrol the same name
-at once: the first offset wins, the other gets 409.
+at once: the first offset wins, the other gets 409. An answer is given when every replica goes by the record: a new
+credential is good everywhere, and the old one nowhere.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=msgspec.Struct)
 MAX_BYTES = 64 * 1024
 _PRIVATE = {"cache-control": "no-store"}
+_log = logging.getLogger("banksman")
 
 
 class NewAgent(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,7 +87,7 @@ class Admin:
         name = request.path_params["agent"]
         known = self._state.identities.agents.get(name)
         if known is None:
-            raise problem(404, f"no agent {name} is enrolled")
+            raise problem(404, "no agent of this name is enrolled")
         credential, hashed = new_credential(self._replica.secret, known.project, name)
         await self._write(
             AgentRotated(
@@ -139,15 +142,22 @@ class Admin:
         return JSONResponse({"name": asked.name, "roles": roles, "token": token}, 201, _PRIVATE)
 
     async def _write(self, event: Control) -> None:
-        """Append to control and return when it is applied here. Problem 503: it is not acknowledged (it may land)."""
+        """Append to control and return when every replica goes by it. Problem 503: it is not acknowledged, or not read back.
+
+        It may land all the same, and nobody has its token then: an agent can be rotated, an operator needs another name.
+        """
         replica = self._replica
         if not replica.lease.valid:
             raise problem(503, "nothing was heard from Kafka lately", retry_after=1)
         try:
             offset = await self._records.control(event)
-            await replica.control.applied(offset)
+            if offset < 0:
+                raise Unavailable("it is on record, but nobody can say where")
+            fenced = await replica.everywhere(offset)
         except Unavailable as error:
-            raise problem(503, f"not acknowledged: {error}", retry_after=1) from None
+            raise problem(503, f"it may or may not be in force: {error}", retry_after=1) from None
+        if fenced:
+            _log.warning("replicas %s did not answer and were fenced", ", ".join(fenced))
 
 
 async def _body(request: Request, model: type[T]) -> T:

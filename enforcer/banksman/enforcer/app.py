@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
@@ -12,9 +12,11 @@ from banksman.enforcer.events_in import EventsIn
 from banksman.enforcer.explain import Explain
 from banksman.enforcer.openapi import OpenApi
 from banksman.enforcer.status import Status
-from banksman.http_problem import Problem, routed
+from banksman.http_problem import ClientGone, Problem, routed
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from banksman.enforcer.replica import Replica
     from banksman.http_problem import Application, Receive, Scope, Send
 
@@ -40,10 +42,23 @@ def build(replica: Replica) -> tuple[Application, Decider]:
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: MutableMapping[str, Any]) -> None:
+            if message.get("status", 0) >= 400:
+                metrics.problems[message["status"]] += 1
+            await send(message)
+
         try:
-            await (decide if scope["path"] == "/v1/decide" else rest)(scope, receive, send)
+            if scope["path"] == "/v1/decide":
+                await decide(scope, receive, send)
+            else:
+                await rest(scope, receive, counted)
         except Problem as refusal:
             metrics.problems[refusal.status] += 1
+            raise
+        except ClientGone:
+            raise
+        except Exception:
+            metrics.problems[500] += 1
             raise
 
     return app, decide

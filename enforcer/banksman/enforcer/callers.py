@@ -23,14 +23,22 @@ REPLAY_TOKEN_ID = "replay"  # noqa: S105 - a name, no secret
 class Caller:
     """An agent that was let in, and what its requests need again and again."""
 
-    __slots__ = ("holder", "key", "limits", "mac", "name", "partition", "project", "redactor")
+    __slots__ = ("holder", "key", "limits", "mac", "name", "partition", "project", "redactor", "replay")
 
     def __init__(
-        self, agent: Agent, event_key: bytes, limits: AgentLimits, partition: int, holder: Agent | Operator
+        self,
+        agent: Agent,
+        event_key: bytes,
+        limits: AgentLimits,
+        partition: int,
+        holder: Agent | Operator,
+        replay: str = "",
     ) -> None:
         self.name, self.project = agent.name, agent.project
         self.holder = holder
         """Whose token it was: the agent's own, or in a replay the admin's."""
+        self.replay = replay
+        """The run, when somebody replays what this agent once did; "" for the agent itself."""
         self.mac = Mac(event_key)
         self.redactor = Redactor(event_key)
         self.key = agent.name.encode()
@@ -38,8 +46,15 @@ class Caller:
         self.partition = partition
 
 
+MOST_KNOWN = 10_000
+LONGEST_KNOWN = 1024
+
+
 class Callers:
-    """The doorkeeper. Agents are remembered by the raw header value; a change of who is known empties that memory."""
+    """The doorkeeper. Agents are remembered by the raw header value; a change of who is known empties that memory.
+
+    A header that lets its agent in can be spelled in as many ways as somebody likes, so there is a bound on that memory.
+    """
 
     def __init__(self, replica: Replica) -> None:
         self._state, self._records, self._lease = replica.state, replica.records, replica.lease
@@ -60,7 +75,12 @@ class Callers:
         who = self._who(raw)
         if not isinstance(who, Agent):
             raise problem(403, "this call is for agents; an operator's token may not make it")
-        caller = self._known[raw] = self.of(who)
+        assert raw is not None
+        caller = self.of(who)
+        if len(raw) <= LONGEST_KNOWN:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[raw] = caller
         return caller
 
     def of(self, agent: Agent) -> Caller:
@@ -80,13 +100,13 @@ class Callers:
             raise problem(422, "must be a name of at most 128 letters, digits and . _ @ : -", field="Banksman-Replay")
         return run, operator
 
-    def replayed(self, project: str, name: str, holder: Operator) -> Caller:
+    def replayed(self, project: str, name: str, holder: Operator, run: str) -> Caller:
         """A caller for an agent as a replay names it: of no account, its event key derived for replays alone."""
         agent = Agent(name, project, "", REPLAY_TOKEN_ID, "", "")
         author = Author(project=project, agent=name, token_id=REPLAY_TOKEN_ID)
         event_key = key_of(self._secret, self._secret.current, author)
         limits = AgentLimits(self._settings, self._now)
-        return Caller(agent, event_key, limits, self._records.partition(name.encode()), holder)
+        return Caller(agent, event_key, limits, self._records.partition(name.encode()), holder, run)
 
     def operator(self, scope: MutableMapping[str, Any], role: str) -> Operator:
         """The operator whose token this request carries. Problem 401; 403: an agent's token, or not this role."""

@@ -107,6 +107,7 @@ class ControlReader:
         """Set when a heartbeat of this replica's own came back: what was on the log before it began is applied."""
         self._log, self._lease, self._changed = ControlLog(kafka, secret, forged), lease, changed
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._moved = asyncio.Event()
 
     async def run(self) -> None:
         """Never returns. Raises when the log under the reader is gone (OffsetOutOfRangeError) or it dies otherwise.
@@ -136,7 +137,18 @@ class ControlReader:
         self._waiting.append((offset, future))
         await future
 
+    async def moved(self, seconds: float) -> None:
+        """Return when something more was applied, or after so many seconds."""
+        moved = self._moved
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await moved.wait()
+        except TimeoutError:
+            pass
+
     def _tell(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
         for _ in range(len(self._waiting)):
             offset, future = self._waiting.popleft()
             if offset > self.state.applied:

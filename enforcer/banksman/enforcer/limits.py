@@ -1,52 +1,99 @@
-"""What one agent may take of a replica: rate, share of the queue, open sessions, pending approvals. Beyond it: 429.
+"""What one agent may take of a replica: rate, time, share of the queue, open sessions, pending approvals. Beyond it: 429.
 
-One agent in a loop, or one that floods on purpose, must not keep the others from their answers.
+One agent in a loop, or one that floods on purpose, must not keep the others from their answers. A request that takes the
+replica longer than most counts as several: so the rate bounds how much of the core an agent can have, whatever it sends.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from banksman.http_problem import problem
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from banksman.settings import Enforcer
 
 SESSION_OPEN_S = 3600.0  # a session that was silent for so long does not count as open
+REQUEST_NS = 200_000
+"""What one request pays for; each further 200 us of work count as one more. A usual decision takes well below."""
+
+MOST_BYTES = 64 * 1024 * 1024
+"""Bytes of events that may be under way in a replica; an agent may have its share of them."""
 
 
 class AgentLimits:
     """The account of one agent on this replica. It outlives rotations: it belongs to the name, not to the token."""
 
-    __slots__ = ("_allowance", "_at", "_now", "_rate", "_sessions", "_sessions_max", "_share", "approvals", "waiting")
+    __slots__ = (
+        "_allowance",
+        "_at",
+        "_bytes",
+        "_bytes_max",
+        "_most",
+        "_now",
+        "_rate",
+        "_sessions",
+        "_sessions_max",
+        "_share",
+        "approvals",
+        "turn",
+        "waiting",
+    )
 
     def __init__(self, settings: Enforcer, now: Callable[[], float]) -> None:
         self._now = now
         self._rate = settings.agent_rate
+        self._most = max(1.0, self._rate)  # one second's worth may be saved
         self._share = max(1, int(settings.queue * settings.agent_share))
+        self._bytes, self._bytes_max = 0, int(MOST_BYTES * settings.agent_share)
         self._sessions_max = settings.agent_sessions
-        self._allowance, self._at = self._rate, now()
+        self._allowance, self._at = self._most, now()
         self._sessions: OrderedDict[str, float] = OrderedDict()
         self.waiting = 0
-        """Decisions and events of this agent that wait for their acknowledgement."""
+        """Requests of this agent that wait for the acknowledgement of what they record."""
+        self.turn = asyncio.Lock()
+        """Held by the batch of events that is being published: one at a time, in the order in which they came."""
         self.approvals = PendingApprovals(settings.agent_approvals)
 
-    def take(self, count: int = 1) -> float:
-        """Charge `count` requests; Problem 429 when the rate or the share is used up. -> the moment, for `session`."""
+    def take(self) -> float:
+        """Charge one request; Problem 429 when the rate or the share is used up. -> the moment, for `session`."""
         now = self._now()
-        allowance = min(self._rate, self._allowance + (now - self._at) * self._rate)  # one second's worth may be saved
+        allowance = min(self._most, self._allowance + (now - self._at) * self._rate)
         self._at = now
         if allowance < 1:
             self._allowance = allowance
-            raise problem(429, f"more than {self._rate:g} requests a second", retry_after=1)
-        self._allowance = allowance - count  # a batch may overdraw: what follows waits longer
+            raise problem(
+                429,
+                f"more than {self._rate:g} requests a second (a large or slow one counts as several)",
+                retry_after=(1 - allowance) / self._rate,
+            )
+        self._allowance = allowance - 1
         if self.waiting >= self._share:
             raise problem(429, f"{self.waiting} requests of this agent are waiting already", retry_after=1)
         return now
+
+    def charge(self, nanoseconds: int) -> None:
+        """Note how long a request kept the replica busy. May overdraw: what follows waits longer."""
+        if nanoseconds > REQUEST_NS:
+            self._allowance -= nanoseconds // REQUEST_NS
+
+    @contextmanager
+    def carrying(self, size: int) -> Iterator[None]:
+        """While a body of so many bytes is under way; Problem 429 when they are too many."""
+        if self._bytes + size > self._bytes_max:
+            raise problem(429, f"{self._bytes} bytes of this agent's events are under way already", retry_after=1)
+        self._bytes += size
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self._bytes -= size
+            self.waiting -= 1
 
     def session(self, name: str, now: float) -> None:
         """Note that a session is alive; Problem 429 when it is one too many."""
@@ -79,13 +126,13 @@ class AgentLimits:
 class Pending:
     """One approval that a human is asked for. `ends`: its `expires_at` on this replica's clock."""
 
-    __slots__ = ("acknowledged", "approval", "ends", "event", "operation")
+    __slots__ = ("approval", "ends", "event", "operation", "requested")
 
-    def __init__(self, approval: str, ends: float, event: dict[str, Any]) -> None:
-        self.approval, self.ends, self.event = approval, ends, event
-        self.operation: tuple[object, ...] = ()
-        self.acknowledged: asyncio.Future[int] | None = None
-        """Of the record that asks for it: until then nobody may be told of this approval."""
+    def __init__(self, operation: tuple[object, ...], ends: float, event: dict[str, Any]) -> None:
+        self.approval: str = event["approval"]
+        self.operation, self.ends, self.event = operation, ends, event
+        self.requested: asyncio.Future[int] | None = None
+        """Of the record that asks for it: until then nobody may be told of this approval. None: not handed over yet."""
 
 
 class PendingApprovals:
@@ -113,13 +160,14 @@ class PendingApprovals:
         if len(self._by_operation) >= self._most:
             raise problem(429, f"{self._most} approvals of this agent are pending already", retry_after=60)
 
-    def open(self, operation: tuple[object, ...], pending: Pending) -> Pending:
-        """Remember a new one."""
-        pending.operation = operation
-        self._by_operation[operation] = pending
-        return pending
+    def open(self, pending: Pending, requested: asyncio.Future[int]) -> None:
+        """Remember one whose request was handed over; forget it when that is not recorded: nobody will ever answer it."""
+        pending.requested = requested
+        self._by_operation[pending.operation] = pending
 
-    def drop(self, pending: Pending) -> None:
-        """Its request could not be recorded: nobody will ever answer it."""
-        if self._by_operation.get(pending.operation) is pending:
-            del self._by_operation[pending.operation]
+        def ended(future: asyncio.Future[int]) -> None:
+            failed = future.cancelled() or future.exception() is not None
+            if failed and self._by_operation.get(pending.operation) is pending:
+                del self._by_operation[pending.operation]
+
+        requested.add_done_callback(ended)

@@ -17,7 +17,7 @@ from banksman.enforcer.record import stamp
 from banksman.errors import Unavailable
 from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved, rfc3339
 from banksman.policy.explain import explain
-from banksman.policy.folder import Change, InForce, PolicyFolder, Rejection
+from banksman.policy.folder import Change, InForce, PolicyFolder, Rejection, Removed
 
 if TYPE_CHECKING:
     from banksman.enforcer.replica import Replica
@@ -39,7 +39,9 @@ class Policies:
         self.read_once = asyncio.Event()
         """Set when the folder was looked at for the first time: before that nothing may be decided."""
         self._files: dict[str, tuple[InForce, str]] = {}
-        self._untold: dict[tuple[str, str], InForce | Rejection | PolicyRemoved] = {}
+        self._untold: dict[tuple[str, str], InForce | Rejection | Removed] = {}
+        self._mended: set[str] = set()
+        """Files that the log says do not load, and that load here, or are gone: broken again, they are news again."""
         self._news = asyncio.Event()
 
     @property
@@ -92,8 +94,9 @@ class Policies:
             _log.info("policy %s is in force (%s)", loaded.policy_version, loaded.file)
         for removed in change.removed:
             self._files.pop(removed.project, None)
-            self._untold["policy", removed.project] = self._removed(removed.project, removed.policy_version)
+            self._untold["policy", removed.project] = removed
             _log.warning("policy %s went away: everything of %s is denied", removed.policy_version, removed.project)
+        self._notice_mended()
         for rejected in change.rejected:
             self._untold["rejected", rejected.file] = rejected
             _log.warning("policy rejected, what was in force stays: %s", rejected)
@@ -104,7 +107,7 @@ class Policies:
     async def tell(self) -> None:
         """The task that puts the news on the log. Never returns."""
         await self._replica.control.caught_up.wait()  # only now it is known what the log says already
-        self._notice_gone()
+        self._notice_mended()
         while True:
             await self._news.wait()
             self._news.clear()
@@ -119,18 +122,28 @@ class Policies:
                         await asyncio.sleep(RETRY_S)
                         continue
                 if isinstance(news, Rejection) and event is not None:
+                    self._mended.discard(news.file)
                     self._finding(news)
                 if self._untold.get(about) is news:  # else there is newer news of the same
                     del self._untold[about]
 
-    def _event(self, news: InForce | Rejection | PolicyRemoved) -> Control | None:
-        """What is to be written, or None when the log says so already."""
+    def _event(self, news: InForce | Rejection | Removed) -> Control | None:
+        """What is to be written, with an id and a time of this moment, or None when the log says so already."""
         state, own = self._replica.state, stamp(self._replica.records.source)
-        if isinstance(news, PolicyRemoved):
-            return news if news.project in state.loaded else None
+        if isinstance(news, Removed):
+            if news.project not in state.loaded:
+                return None
+            return PolicyRemoved(
+                **own, project=news.project, policy_version=news.policy_version, replica=self._replica.id
+            )
         if isinstance(news, Rejection):
             told = state.rejected.get(news.file)
-            if told is not None and (told.error, told.line or 0, told.key or "") == (news.message, news.line, news.key):
+            same = told is not None and (told.error, told.line or 0, told.key or "") == (
+                news.message,
+                news.line,
+                news.key,
+            )
+            if same and news.file not in self._mended:
                 return None
             return PolicyRejected(
                 **own,
@@ -153,17 +166,23 @@ class Policies:
             file=news.file,
         )
 
-    def _notice_gone(self) -> None:
-        """Files that went away while no replica was there to see it."""
+    def notice_gone(self) -> None:
+        """Files that went away while no replica was there to see it. Call it when the live replicas are known."""
         held = {project for peer in self._replica.live() for project in peer.policies}
         for project, loaded in self._replica.state.loaded.items():
             if project not in self.bundle.policies and project not in held:
-                self._untold["policy", project] = self._removed(project, loaded.policy_version)
+                self._untold["policy", project] = Removed(project, loaded.policy_version)
                 self._news.set()
 
-    def _removed(self, project: str, policy_version: str) -> PolicyRemoved:
-        own = stamp(self._replica.records.source)
-        return PolicyRemoved(**own, project=project, policy_version=policy_version, replica=self._replica.id)
+    def _notice_mended(self) -> None:
+        """Files that the log says do not load, and that are right here: what is in force from them is told again."""
+        broken = {rejection.file for rejection in self.rejections}
+        for file in self._replica.state.rejected.keys() - broken - self._mended:
+            self._mended.add(file)
+            for project, (loaded, _) in self._files.items():
+                if loaded.file == file:
+                    self._untold.setdefault(("policy", project), loaded)
+                    self._news.set()
 
     def _finding(self, rejected: Rejection) -> None:
         self._replica.finding(

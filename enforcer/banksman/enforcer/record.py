@@ -1,6 +1,6 @@
 """Writing: what this replica puts on the log, signed as the service `enforcer`, by group commit.
 
-Three kinds of promise: `decision` hands over and returns a future (the hot path waits for it), `control` waits for the
+Three kinds of promise: `put` hands over and returns a future (the hot path waits for it), `control` waits for the
 acknowledgement, `later` keeps on trying by itself (findings, voids: nobody waits for them, and none may be lost while
 the process lives).
 """
@@ -12,14 +12,14 @@ import hashlib
 import logging
 import os
 import time
-from collections import OrderedDict
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from banksman import codec
-from banksman.bus import Publisher, partition_of, producer
+from banksman.bus import Publisher, died, partition_of, producer
 from banksman.errors import Unavailable
 from banksman.events import rfc3339, uuid7
 from banksman.signing import SENT, digest, service_signer
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 SERVICE = "enforcer"
 KEPT_FOR_LATER = 10_000
+RETRY_S = 0.5
+CLOSE_S = 2.0
+AT_ONCE = 250
+MAX_CONTROL_BYTES = SPECS[Topic.CONTROL].max_message_bytes - 64 * 1024  # headers and framing come on top
 POOL_BYTES = 4000  # a multiple of the ten bytes that an id takes
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # the two bits that RFC 9562 fixes
 _log = logging.getLogger("banksman")
@@ -99,8 +103,8 @@ class Records:
         self._kafka, self._settings = kafka, settings
         self._cut_key = secret.derive(secret.current, "service-key", SERVICE)
         self._producers: list[AIOKafkaProducer] = []
-        self._later: OrderedDict[str, tuple[Topic, int, bytes, dict[str, Any]]] = OrderedDict()
-        self._wake = asyncio.Event()
+        self._later: dict[Topic, dict[str, tuple[bytes, dict[str, Any]]]] = {Topic.DECISIONS: {}, Topic.ALERTS: {}}
+        self._wake, self._empty = asyncio.Event(), asyncio.Event()
         self.dropped = 0
         """Findings that had no room while Kafka was away."""
 
@@ -131,14 +135,33 @@ class Records:
         self.connected = True
 
     async def close(self) -> None:
-        """Close the producers."""
+        """Close the producers. What is not acknowledged by then was never answered."""
         self.connected = False
         for made in self._producers:
-            await made.stop()
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await made.stop()
+            except TimeoutError:  # it would wait for its last batch for ever, and so would who stops this process
+                _log.warning("Kafka does not acknowledge: the connection is closed without it")
+
+    async def die(self) -> None:
+        """Return when a producer is dead: whatever Kafka does, nothing will be recorded by this process any more."""
+        ends = [asyncio.ensure_future(died(made)) for made in self._producers]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        _log.error("a Kafka producer of this process is dead; only a new process can record again")
 
     def partition(self, key: bytes) -> int:
         """Where an agent's records lie, in `actions` and `decisions` alike."""
         return partition_of(key, self.partitions)
+
+    def encode(self, event: dict[str, Any], *, limit: int = codec.MAX_EVENT_BYTES) -> bytes:
+        """An event's bytes; what is too large is cut, never dropped. InvalidEvent: there is nothing in it to cut."""
+        value = codec.encode(event)
+        return value if len(value) <= limit else codec.encode(codec.cut(event, self._digest, limit=limit))
 
     def put(
         self,
@@ -147,19 +170,18 @@ class Records:
         key: bytes,
         event: dict[str, Any],
         *,
+        value: bytes | None = None,
         replay: str = "",
         sent: str = "",
         landed: Callable[[int], None] | None = None,
-        limit: int = codec.MAX_EVENT_BYTES,
     ) -> asyncio.Future[int]:
-        """Sign and hand over one event -> a future of its offset; what is too large is cut, never dropped. `sent`: when its
-        author sent it, by the author's clock.
+        """Sign and hand over one event -> a future of its offset. Unavailable when the queue is full.
 
-        Unavailable when the queue is full.
+        `value`: its bytes where they are known already; of `event` only id, kind, time and source are looked at then.
+        `sent`: when its author sent it, by the author's clock.
         """
-        value = codec.encode(event)
-        if len(value) > limit:
-            value = codec.encode(codec.cut(event, self._digest, limit=limit))
+        if value is None:
+            value = self.encode(event)
         headers = self.signer.headers(
             publisher.topic,
             key,
@@ -182,46 +204,66 @@ class Records:
         """The same without waiting: a future of the offset."""
         plain = msgspec.to_builtins(event)
         raw = (key or f"{plain['kind']}/{event.id}").encode()
-        return self.put(self.controls, 0, raw, plain, limit=SPECS[Topic.CONTROL].max_message_bytes)
+        value = self.encode(plain, limit=MAX_CONTROL_BYTES)
+        return self.put(self.controls, 0, raw, plain, value=value)
 
     def later(self, event: Event, key: str) -> None:
-        """Keep on trying to write a finding or a void until it is acknowledged. The same id again changes nothing."""
-        if event.id in self._later:
+        """Keep on trying to write a finding or a void until it is acknowledged. The same id again changes nothing.
+
+        Voids are never dropped: there are no more of them than decisions were under way. Findings have a bound.
+        """
+        waiting = self._later[event.topic]
+        if event.id in waiting:
             return
-        if len(self._later) >= KEPT_FOR_LATER:
+        if event.topic is Topic.ALERTS and len(waiting) >= KEPT_FOR_LATER:
             self.dropped += 1
             return
-        raw = key.encode()
-        partition = self.partition(raw) if event.topic is Topic.DECISIONS else 0
-        self._later[event.id] = (event.topic, partition, raw, msgspec.to_builtins(event))
+        waiting[event.id] = (key.encode(), msgspec.to_builtins(event))
         self._wake.set()
 
     @property
     def undelivered(self) -> int:
         """Findings and voids that are not acknowledged yet."""
-        return len(self._later)
+        return sum(map(len, self._later.values()))
+
+    async def delivered(self) -> None:
+        """Return when nothing is left of what `later` was given."""
+        while self.undelivered:
+            self._empty.clear()
+            await self._empty.wait()
 
     async def deliver(self) -> None:
         """The task behind `later`. Never returns."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._later:
-                under_way: list[tuple[str, asyncio.Future[int]]] = []
-                for name, (topic, partition, key, event) in list(self._later.items())[:500]:
-                    publisher = self.decisions if topic is Topic.DECISIONS else self.alerts
-                    try:
-                        under_way.append((name, self.put(publisher, partition, key, event)))
-                    except Unavailable:  # the queue is full of decisions: they come first
-                        await asyncio.sleep(0.1)
-                        break
-                for name, acknowledged in under_way:
-                    try:
-                        await acknowledged
-                    except Unavailable as error:
-                        _log.warning("a finding or void is not delivered yet: %s", error)
-                    else:
-                        del self._later[name]
+            while self.undelivered:
+                why = await self._deliver_some()
+                if why:
+                    _log.warning("%d findings and voids are not delivered yet: %s", self.undelivered, why)
+                    await asyncio.sleep(RETRY_S)
+            self._empty.set()
+
+    async def _deliver_some(self) -> str:
+        """One round -> "", or why something of it was not acknowledged."""
+        why, under_way = "", []
+        for topic, publisher in ((Topic.DECISIONS, self.decisions), (Topic.ALERTS, self.alerts)):
+            waiting = self._later[topic]
+            for name, (key, event) in list(islice(waiting.items(), AT_ONCE)):
+                partition = self.partition(key) if topic is Topic.DECISIONS else 0
+                try:
+                    under_way.append((waiting, name, self.put(publisher, partition, key, event)))
+                except Unavailable as error:  # the queue is full of decisions: they come first
+                    why = str(error)
+                    break
+        for waiting, name, acknowledged in under_way:
+            try:
+                await acknowledged
+            except Unavailable as error:
+                why = str(error)
+            else:
+                del waiting[name]
+        return why
 
     def _digest(self, raw: bytes) -> str:
         return digest(self._cut_key, raw)

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from banksman import provision
 from banksman.enforcer.agreement import EVERY, PATIENCE_S, Agreement, told
 from banksman.enforcer.answers import Answers
+from banksman.enforcer.aside import Aside
 from banksman.enforcer.callers import Callers
 from banksman.enforcer.control import ControlReader, Peer, State
 from banksman.enforcer.lease import Lease, boottime
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from banksman.settings import Enforcer, Kafka
     from banksman.signing import Secret
 
+LAST_WORDS_S = 1.0
+READ_BACK_S = 5.0
 _log = logging.getLogger("banksman")
 
 
@@ -49,6 +52,7 @@ class Replica:
         self.records = Records(kafka, secret, settings, self.id)
         self.callers = Callers(self)
         self.answers = Answers(boottime)
+        self.aside = Aside()
         self.policies = Policies(self)
         self.hurry = asyncio.Event()
         """Set when the next heartbeat must not wait."""
@@ -67,6 +71,7 @@ class Replica:
         stopping.cancel()
         if not connecting.done():
             connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
             return
         connecting.result()
         tasks = [
@@ -76,9 +81,11 @@ class Replica:
             asyncio.create_task(self.policies.watch(), name="policy folder"),
             asyncio.create_task(self.policies.tell(), name="policy news"),
             asyncio.create_task(self._compare(), name="comparison"),
+            asyncio.create_task(self.records.die(), name="Kafka producer"),
         ]
         try:
             await together(stop, *tasks)
+            await self._deliver_the_rest()
         finally:
             self.lease.give_up()
             for task in tasks:
@@ -140,15 +147,23 @@ class Replica:
             ended=ended,
         )
 
+    async def _deliver_the_rest(self) -> None:
+        """What was put off until later has no later."""
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.records.delivered()
+        except TimeoutError:
+            _log.error("%d findings and voids could not be delivered", self.records.undelivered)
+
     async def _goodbye(self) -> None:
         """The last heartbeat: nobody needs to wait for this replica any more."""
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(LAST_WORDS_S):
                 await self.records.control(self._heartbeat(ended=True), key=f"replica/{self.id}")
         except Unavailable as error:
             _log.warning("could not say goodbye: %s", error)
         except TimeoutError:
-            _log.warning("could not say goodbye: not acknowledged within a second")
+            _log.warning("could not say goodbye: not acknowledged within %g s", LAST_WORDS_S)
 
     # ── what is wrong is told ──
 
@@ -200,6 +215,11 @@ class Replica:
 
     async def _compare(self) -> None:
         """Watch that all replicas have the same policies in force; the one with the lowest id tells."""
+        await self.control.caught_up.wait()
+        await asyncio.sleep(
+            self.lease.length
+        )  # until then the last heartbeats of the dead, just read, look like new ones
+        self.policies.notice_gone()
         while True:
             await asyncio.sleep(1)
             now = self.lease.clock()
@@ -236,6 +256,30 @@ class Replica:
     def waiting(self) -> int:
         """Decisions that wait for their acknowledgement."""
         return self.records.decisions.pending if self.records.connected else 0
+
+    async def everywhere(self, offset: int) -> list[str]:
+        """Return when no replica can answer without knowing what was just acknowledged at `offset` in control.
+
+        -> the ids of replicas that did not say so. They are fenced: a lease that does not know of it was begun before it
+        was written, so one lease after the acknowledgement the last of them has run out. Unavailable: this replica itself
+        has not read it back; it is in force all the same.
+        """
+        until = self.lease.clock() + self.lease.length
+        try:
+            async with asyncio.timeout(READ_BACK_S):
+                await self.control.applied(offset)
+        except TimeoutError:
+            raise Unavailable(f"it is on record at {offset}, but was not read back within {READ_BACK_S:g} s") from None
+        asked = [peer.replica for peer in self.live()]
+        while True:
+            peers = self.state.peers
+            behind = [
+                name for name in asked if name in peers and peers[name].applied < offset and not peers[name].ended
+            ]
+            left = until - self.lease.clock()
+            if not behind or left <= 0:
+                return behind
+            await self.control.moved(left)
 
     def live(self) -> list[Peer]:
         """The replicas that were heard within one lease, this one included."""
