@@ -56,7 +56,8 @@ class Stack:
         """A signed tool.call of about 600 bytes."""
         event = {
             "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "tool.call",
-            "source": f"emitter-python/1.0#{agent}", "seq": seq, "project": "bench", "agent": agent, "session": f"s{seq // 100}", "call": events.uuid7(),
+            "source": f"emitter-python/1.0#{agent}", "seq": seq, "project": "bench", "agent": agent,
+            "session": f"s{seq // 100}", "call": events.uuid7(),
             "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
             "args": {
                 "path": f"/srv/data/{seq}", "flags": ["-l", "-a"], "query": "select * from t where id = 3", "note": "n" * 100,

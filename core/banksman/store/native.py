@@ -48,8 +48,14 @@ def encoder(type_: str) -> Encode:
 
 
 def texts(values: Sequence[str | bytes | None]) -> bytes:
-    """Strings that are mostly different."""
-    data = [value if isinstance(value, bytes) else value.encode() if value else b"" for value in values]
+    """Strings."""
+    if isinstance(values[0], bytes):
+        return b"".join([_varint(len(value)) + value for value in values])  # type: ignore[operator, arg-type]
+    distinct = set(values)
+    if 4 * len(distinct) < len(values):
+        made = {value: _text(value or "") for value in distinct}  # type: ignore[arg-type]
+        return b"".join(map(made.__getitem__, values))
+    data = [value.encode() if value else b"" for value in values]  # type: ignore[union-attr]
     return b"".join([_varint(len(text)) + text for text in data])
 
 

@@ -206,26 +206,33 @@ class RowMaker:
     ) -> tuple[list[bool], list[str], list[str], list[bytes | None]]:
         """(verified, author, replay run, the author's clock at sending) of every event."""
         kind, fields, places = decoded.kind, decoded.columns, decoded.places
-        ce_type, keyed, whose = b"banksman." + kind.encode(), topic in _KEYED_BY_AGENT, self._verifier.whose
-        absent = (None,) * len(places)
+        name, ce_type, keyed = full_topic.encode(), b"banksman." + kind.encode(), topic in _KEYED_BY_AGENT
+        whose, absent = self._verifier.whose, (None,) * len(places)
+        may: dict[tuple[str, str | None, str | None], bool] = {}
         verified, authors, replays, sent = [], [], [], []
         for place, id_, project, agent in zip(
             places, fields["id"], fields.get("project", absent), fields.get("agent", absent), strict=True
         ):
             record = records[place]
-            headers = dict(record.headers)
-            author = (
-                whose(full_topic, record.key, headers, values[place]) if len(headers) == len(record.headers) else None
-            )
-            counts = (
-                may_write(author, topic, kind=kind, project=project, agent=agent)
-                and headers.get("ce_id") == id_.encode()
-                and headers.get("ce_type") == ce_type
-                and (not keyed or record.key == (agent or "").encode())
-            )
+            pairs = record.headers
+            headers = dict(pairs)
+            author = whose(name, record.key, headers, values[place]) if len(headers) == len(pairs) else None
+            if author is None:
+                counts, text = False, ""
+            else:
+                text = author.text
+                asked = text, project, agent
+                if asked not in may:
+                    may[asked] = may_write(author, topic, kind=kind, project=project, agent=agent)
+                counts = (
+                    may[asked]
+                    and headers.get("ce_id") == id_.encode()
+                    and headers.get("ce_type") == ce_type
+                    and (not keyed or record.key == (agent or "").encode())
+                )
             verified.append(counts)
-            authors.append(author.text if author else "")
-            replays.append((headers.get(REPLAY) or b"").decode("utf-8", "replace") if counts else "")
+            authors.append(text)
+            replays.append((headers[REPLAY] or b"").decode("utf-8", "replace") if REPLAY in headers and counts else "")
             sent.append(headers.get(SENT))
         return verified, authors, replays, sent
 
