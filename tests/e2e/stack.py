@@ -1,0 +1,185 @@
+"""All of it as separate processes on servers of their own: each can be killed, frozen and started again, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tests.e2e import checker, load
+from tests.e2e.outside import all_stored, answers, ask, until
+from tests.servers import child_environment
+
+from banksman import provision, settings
+from banksman.cli.bootstrap import ensure_admin
+from banksman.local import children, jars, java, kafka
+from banksman.local.chdb.users import write_users
+from banksman.signing import create_secret, new_token
+from banksman.store.migrate import migrate
+
+AGENTS = ("ann", "bob")
+REPLICAS = ("enforcer-1", "enforcer-2")
+
+
+@dataclass
+class Program:
+    """One process of the stack: what runs, and how one sees that it is ready."""
+
+    argv: list[str]
+    env: dict[str, str]
+    log: Path
+    ready: Callable[[], bool]
+    process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass
+class Stack:
+    """Broker, ClickHouse, two enforcers, an archiver."""
+
+    folder: Path
+    kafka: settings.Kafka
+    clickhouse: settings.ClickHouse
+    ports: dict[str, int]
+    programs: dict[str, Program]
+    admin: str = field(default="", repr=False)
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def begin(self) -> None:
+        """Everything runs, the agents of the load are enrolled."""
+        self.start("kafka", "clickhouse")
+        migrate(self.clickhouse)
+        asyncio.run(provision.create_topics(self.kafka))
+        self.admin, _, _ = new_token("bmo")
+        secret = create_secret(self.folder / "secret.json")
+        asyncio.run(ensure_admin(self.kafka, secret, self.admin, source="test"))
+        self.start(*REPLICAS, "archiver")
+        self.tokens = load.enrol(self._post, AGENTS)
+
+    def start(self, *names: str) -> None:
+        """Start them and return when all are ready."""
+        for name in names:
+            program = self.programs[name]
+            program.process = children.spawn(program.argv, log=program.log, env=child_environment() | program.env)
+        for name in names:
+            until(
+                partial(self._is_ready, name),
+                f"{name} is ready: {children.last_lines(self.programs[name].log)}",
+            )
+
+    def _is_ready(self, name: str) -> bool:
+        program = self.programs[name]
+        assert program.process is not None
+        ended = program.process.poll()
+        assert ended is None, f"{name} ended with {ended}: {children.last_lines(program.log)}"
+        return program.ready()
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL, all at the same moment."""
+        gone = [self._process(name) for name in names]
+        for process in gone:
+            process.kill()
+        for process in gone:
+            process.wait()
+
+    def freeze(self, name: str) -> float:
+        """SIGSTOP -> the moment at which it stood still, seconds since 1970."""
+        process = psutil.Process(self._process(name).pid)
+        process.suspend()
+        until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} stands still")
+        return time.time()
+
+    def thaw(self, name: str) -> float:
+        """SIGCONT -> the moment just before it."""
+        moment = time.time()
+        self._process(name).send_signal(signal.SIGCONT)
+        return moment
+
+    def _process(self, name: str) -> subprocess.Popen[bytes]:
+        process = self.programs[name].process
+        assert process is not None
+        return process
+
+    def replicas(self) -> dict[str, tuple[str, int]]:
+        """What a load wants to know."""
+        return {name: ("127.0.0.1", self.ports[name]) for name in REPLICAS}
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return ask(f"http://127.0.0.1:{self.ports[REPLICAS[0]]}{path}", self.admin, body)
+
+    def reading(self) -> checker.ClickHouse:
+        """As the analyst."""
+        user, password = self.clickhouse.reader()
+        return checker.ClickHouse(self.clickhouse.clickhouse, user, password, self.clickhouse.clickhouse_database)
+
+    def settled(self) -> dict[tuple[str, int], int]:
+        """Return when no replica has anything left to write and the archiver has stored all of it -> the end offsets."""
+        for name in REPLICAS:
+            until(partial(self._delivered, name), f"{name} has delivered its voids")
+        return all_stored(self.kafka, self.reading())
+
+    def _delivered(self, name: str) -> bool:
+        told = ask(f"http://127.0.0.1:{self.ports[name]}/v1/status", self.admin)
+        return bool(told["undelivered"] == 0)
+
+    def end(self) -> None:
+        """Whatever is left ends with the test."""
+        for program in self.programs.values():
+            if program.process is not None and program.process.poll() is None:
+                program.process.kill()
+                program.process.wait()
+
+
+def make(folder: Path) -> Stack:
+    ports = {name: kafka.free_port() for name in ("kafka", "clickhouse", *REPLICAS)}
+    node = kafka.Node(
+        folder / "kafka", java=java.find_java(), jars=jars.fetch(jars.cache_folder()), port=ports["kafka"],
+        users={kafka.SUPER_USER: secrets.token_hex(8)}, heap="256m",
+    )  # fmt: skip
+    node.prepare()
+    passwords = {"admin": secrets.token_urlsafe(16), "analyst": secrets.token_urlsafe(16)}
+    write_users(folder / "users.json", {"admin": (passwords["admin"], False), "analyst": (passwords["analyst"], True)})
+    clickhouse = settings.ClickHouse(
+        clickhouse=f"http://127.0.0.1:{ports['clickhouse']}", clickhouse_password=passwords["admin"],
+        clickhouse_reader_password=passwords["analyst"],
+    )  # fmt: skip
+    kafka_settings = node.settings(topic_prefix="faults.", partitions=2)
+    (folder / "policies").mkdir()
+    (folder / "policies" / "faults.yaml").write_text(load.policy_of(AGENTS))
+    env = {
+        "BANKSMAN_KAFKA": kafka_settings.kafka, "BANKSMAN_KAFKA_SECURITY": kafka_settings.kafka_security,
+        "BANKSMAN_KAFKA_USERNAME": kafka_settings.kafka_username, "BANKSMAN_KAFKA_PASSWORD": kafka_settings.kafka_password,
+        "BANKSMAN_TOPIC_PREFIX": kafka_settings.topic_prefix, "BANKSMAN_CLICKHOUSE": clickhouse.clickhouse,
+        "BANKSMAN_CLICKHOUSE_PASSWORD": clickhouse.clickhouse_password, "BANKSMAN_SECRET_FILE": str(folder / "secret.json"),
+        "BANKSMAN_POLICIES": str(folder / "policies"),
+    }  # fmt: skip
+    chdb = ["--path", str(folder / "chdb"), "--port", str(ports["clickhouse"]), "--users", str(folder / "users.json")]
+    ours = [sys.executable, "-m"]
+    programs = {
+        "kafka": Program(node.argv(), {}, node.log, lambda: _takes_clients(node)),
+        "clickhouse": Program(
+            [*ours, "banksman.local.chdb", *chdb],
+            {},
+            folder / "chdb.log",
+            lambda: answers(f"{clickhouse.clickhouse}/ping"),
+        ),
+        "archiver": Program([*ours, "banksman.processors"], env, folder / "archiver.log", lambda: True),
+    }
+    for name in REPLICAS:
+        own = env | {"BANKSMAN_ENFORCER_PORT": str(ports[name])}
+        ready = partial(answers, f"http://127.0.0.1:{ports[name]}/readyz")
+        programs[name] = Program([*ours, "banksman.enforcer"], own, folder / f"{name}.log", ready)
+    return Stack(folder, kafka_settings, clickhouse, ports, programs)
+
+
+def _takes_clients(node: kafka.Node) -> bool:
+    asyncio.run(node.ready())
+    return True
