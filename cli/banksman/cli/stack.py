@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from banksman.cli.folder import Folder
     from banksman.cli.steps import Steps
 
-NEVER_INHERITED = ("BANKSMAN_TOKEN", "BANKSMAN_OPERATOR_TOKEN", "BANKSMAN_OPERATOR_TOKEN_FILE")
+NEVER_INHERITED = (
+    "BANKSMAN_TOKEN", "BANKSMAN_TOKEN_FILE", "BANKSMAN_OPERATOR_TOKEN", "BANKSMAN_OPERATOR_TOKEN_FILE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ class Stack:
 
     async def _start(self) -> None:
         self._secrets()
-        await _all(self._start_kafka(), self._start_clickhouse())
-        await _all(self._topics(), self._tables())
+        await all_of(self._start_kafka(), self._start_clickhouse())
+        await all_of(self._topics(), self._tables())
         await continuity.check(self.kafka, self.clickhouse, self.folder.root)
         await self._admin()
         with self._steps.step("services"):
-            await _all(*(self.supervisor.start(child) for child in self._services()))
+            await all_of(*(self.supervisor.start(child) for child in self._services()))
 
     async def stop(self) -> None:
         """Stop all in reverse order and let go of the folder."""
@@ -267,7 +269,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-async def _all(*work: Awaitable[None]) -> None:
+async def all_of(*work: Awaitable[object]) -> None:
     """All of it at once; the first error ends the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

@@ -59,12 +59,11 @@ def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Pope
 
     Only from the main thread: the children of another thread would be killed when that thread ends (child.py).
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("children are started from the main thread: they die with the thread that starts them")
+    command = _launched(argv)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *argv],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -72,6 +71,22 @@ def spawn(argv: list[str], *, log: Path, env: dict[str, str]) -> subprocess.Pope
             umask=0o077,
             start_new_session=True,  # Ctrl-C is for the parent, which then stops the children in order
         )
+
+
+async def spawn_piped(
+    argv: list[str], *, env: dict[str, str], stderr: int | IO[bytes], stdin: int = asyncio.subprocess.DEVNULL
+) -> asyncio.subprocess.Process:
+    """The same for a program that reports on stdout, line by line, and ends by itself. From the main thread only."""
+    return await asyncio.create_subprocess_exec(
+        *_launched(argv), env=env, umask=0o077, start_new_session=True,
+        stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=stderr,
+    )  # fmt: skip
+
+
+def _launched(argv: list[str]) -> list[str]:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: they die with the thread that starts them")
+    return [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *argv]
 
 
 def last_lines(log: Path, count: int = 5, *, since: int = 0) -> str:

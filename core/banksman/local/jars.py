@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from banksman.errors import BadDeployment
-from banksman.local import child as launcher
+from banksman.local import children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,13 +90,11 @@ def fetch(
 
 async def fetch_apart(folder: Path, *, mirror: str = "", progress: Callable[[int, int], None] | None = None) -> Path:
     """`fetch` in a process of its own: whoever is cancelled must not wait for a network that does not answer."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()),
-        sys.executable, "-P", "-m", "banksman.local.jars", str(folder),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    process = await children.spawn_piped(
+        [sys.executable, "-P", "-m", "banksman.local.jars", str(folder)],
         env={**os.environ, "BANKSMAN_MAVEN_MIRROR": mirror},  # it may hold a password, so it is no argument
-        start_new_session=True,
-    )  # fmt: skip
+        stderr=asyncio.subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     errors = asyncio.ensure_future(process.stderr.read())
