@@ -69,6 +69,7 @@ def own(home: Path) -> Claim:
             folder.mkdir(mode=0o700)
             made = _take(folder)
             if made is not None:
+                (folder / "host").touch(0o600)
                 (folder / "host").write_text(_host())
                 return made
 

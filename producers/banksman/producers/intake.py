@@ -47,9 +47,10 @@ class Intake:
         self._most, self._most_bytes = most, most_bytes
         # A lock that the same thread may take again: a signal handler or a finalizer may report in the middle of a report.
         self._lock = threading.RLock()
-        self._queue: queue.SimpleQueue[bytes | Mark | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[bytes | int | Mark | None] = queue.SimpleQueue()
         self.waiting = self.waiting_bytes = 0
         self.taken = self.dropped = self.refused = 0
+        self._missing = 0  # dropped since the last one that was taken
         self._stopping = threading.Event()
 
     # ── for the agent's threads ──
@@ -60,7 +61,11 @@ class Intake:
         with self._lock:
             if self._stopping.is_set() or self.waiting >= self._most or self.waiting_bytes + size > self._most_bytes:
                 self.dropped += 1
+                self._missing += 1
                 return False
+            if self._missing:
+                self._queue.put(self._missing)
+                self._missing = 0
             self.waiting += 1
             self.waiting_bytes += size
             self.taken += 1
@@ -71,6 +76,7 @@ class Intake:
         """Count an event that could not even be handed over."""
         with self._lock:
             self.dropped += 1
+            self._missing += 1
 
     def mark(self) -> threading.Event:
         """An event that is set once everything reported before is in the spool."""
@@ -88,7 +94,7 @@ class Intake:
 
     def run(self, spool: Spool | Unspooled, record: Record, source: str, appended: Callable[[], None]) -> None:
         """Until `stop`. `record` makes bytes of (snapshot, source, seq); `appended` is called after each write."""
-        seq, dropped = spool.last_seq, 0
+        seq = spool.last_seq
         while True:
             began = time.monotonic()
             items = self._gathered(None if spool.written else RETRY_S)
@@ -96,18 +102,19 @@ class Intake:
                 appended()
             for at in range(0, len(items), TOGETHER):
                 some = items[at : at + TOGETHER]
-                events = [item for item in some if isinstance(item, bytes)]
                 batch: list[tuple[int, bytes]] = []
-                for taken in events:
-                    missing, dropped = self.dropped - dropped, self.dropped
-                    seq += 1 + missing  # numbers that are never used: what was dropped is visible as a gap
-                    made = self._made(taken, record, source, seq, spool)
-                    if made is not None:
-                        batch.append((seq, made))
+                for item in some:
+                    if isinstance(item, int):
+                        seq += item  # numbers that are never used: what was dropped is visible as a gap
+                    elif isinstance(item, bytes):
+                        seq += 1
+                        made = self._made(item, record, source, seq, spool)
+                        if made is not None:
+                            batch.append((seq, made))
                 if batch:
                     spool.append(batch)
                     appended()
-                self._passed(events)
+                self._passed([item for item in some if isinstance(item, bytes)])
                 for item in some:
                     if isinstance(item, Mark):
                         item.passed.set()
@@ -117,9 +124,9 @@ class Intake:
                 spool.retry()
             self._stopping.wait(max(0.0, GATHER_S - (time.monotonic() - began)))
 
-    def _gathered(self, timeout: float | None) -> list[bytes | Mark | None]:
+    def _gathered(self, timeout: float | None) -> list[bytes | int | Mark | None]:
         """What is in the queue, once there is something; nothing: the time is over."""
-        items: list[bytes | Mark | None] = []
+        items: list[bytes | int | Mark | None] = []
         with contextlib.suppress(queue.Empty):
             items.append(self._queue.get(timeout=timeout))
             while items[-1] is not None and len(items) < MOST_AT_ONCE:

@@ -80,7 +80,6 @@ class Spool:
         self.last_disk_error = ""
         self._unwritten: list[tuple[int, bytes]] = []  # (seq, payload), when the disk takes no more
         self._unwritten_bytes = 0
-        self._broken = False
         self._segments: list[Segment] = []
         self._cursor_fd = -1
         try:
@@ -104,7 +103,7 @@ class Spool:
         self.last_seq = max(last, place.seq)
         """The number of the newest event that was appended."""
         self._acknowledged = place.seq
-        if not self._segments or not self._goes_on(place):
+        if not self._segments:
             self._add_segment(self.last_seq + 1)
         self._at = self._start(place)
         self._save_cursor()  # its block on disk is taken now: when the disk is full it can still be written
@@ -114,6 +113,8 @@ class Spool:
         seq, at, whole = 0, 0, 0
         while at < segment.end:
             data = os.pread(segment.fd, frames.MAX_FRAME, at)
+            if not data:
+                break
             found = frames.read(data, seq, last=at + len(data) >= segment.end)
             if found.frames:
                 seq, whole = found.frames[-1].seq, at + found.frames[-1].end
@@ -125,13 +126,8 @@ class Spool:
             segment.end = whole
         return seq
 
-    def _goes_on(self, place: Place) -> bool:
-        """Whether the newest segment may be appended to: what is known as acknowledged must not lie behind its end."""
-        newest = self._segments[-1]
-        return not (newest.first == place.segment and place.offset > newest.end)
-
     def _start(self, place: Place) -> tuple[int, int]:
-        for segment in list(self._segments):
+        for segment in self._segments:
             if segment.first == place.segment:
                 self._forget_before(segment.first)
                 return segment.first, min(place.offset, segment.end)
@@ -162,8 +158,6 @@ class Spool:
     def _write(self) -> bool:
         try:
             while self._unwritten:
-                if self._broken:
-                    self._restore()
                 if self._segments[-1].end >= self._segment_bytes:
                     self._add_segment(self._unwritten[0][0])
                 self._make_room()
@@ -185,19 +179,11 @@ class Spool:
             count += 1
         data = memoryview(b"".join(parts))
         at = segment.end
-        try:
-            while data:
-                written = os.pwrite(segment.fd, data, at)
-                data, at = data[written:], at + written
-        except OSError:
-            self._broken = True  # a part may be there: nothing is appended behind it
-            raise
-        segment.end = at
+        while data:
+            written = os.pwrite(segment.fd, data, at)
+            data, at = data[written:], at + written
+        segment.end = at  # a part that was written before the disk was full is not counted, and written over later
         self._forget_unwritten(count)
-
-    def _restore(self) -> None:
-        os.ftruncate(self._segments[-1].fd, self._segments[-1].end)
-        self._broken = False
 
     def _add_segment(self, first: int) -> None:
         path = self.folder / f"{first:020d}.log"
