@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from banksman.cli import show
@@ -28,6 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
+    import asyncio
+
     from banksman import log, provision, settings
     from banksman.store.client import Store
     from banksman.store.migrate import migrate, migrations, pending

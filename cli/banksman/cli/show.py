@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import unicodedata
 from datetime import UTC, datetime
@@ -16,12 +17,11 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
 
-PIPE_WIDTH = 10_000  # what goes into a pipe is searched and cut by other programs: a row is a line there
-NARROW = 12  # a column that would have to be narrower than this is not worth a column
+PIPE_WIDTH = 200  # a pipe has no width
 
 STYLES = {
     "allow": "green", "ok": "green", "running": "green", "yes": "green",
@@ -104,47 +104,44 @@ def _cell(value: object) -> Cell:
     return value if isinstance(value, Cell) else Cell("" if value is None else value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", empty: str = "nothing") -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "nothing") -> None:
     """A table on stdout; `>` before a column's name aligns it right. No row: the sentence `empty` on stderr.
 
     On a terminal that is too narrow for the columns each row becomes a block of lines, as psql's expanded display does.
     """
-    names = [name.removeprefix(">") for name in columns]
+    names = [safe(name.removeprefix(">")) for name in columns]
     cells = [[_cell(cell) for cell in row] for row in rows]
     if not cells:
         note(empty)
         return
-    from rich import box
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text
+    from banksman.cli import grid
 
-    out = stdout()
-    widths = [max(cell_len(text) for text in column) for column in zip(names, *cells, strict=True)]
-    if sum(min(width, NARROW) + 2 for width in widths) > out.width:
-        _blocks(out, names, cells, title)
-        return
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, show_edge=False)
-    for name, column in zip(names, columns, strict=True):
-        right = column.startswith(">")
-        made.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row in cells:
-        made.add_row(*(Text(cell, style=cell.style) for cell in row))
-    out.print(made)
+    right = [name.startswith(">") for name in columns]
+    natural = [max(map(grid.width, column)) for column in zip(names, *cells, strict=True)]
+    widths = grid.fit(natural, right, columns_of_terminal()) if sys.stdout.isatty() else natural
+    if widths is None:
+        lines = _blocks(names, cells)
+    else:
+        rule = "─" if (sys.stdout.encoding or "").lower().startswith("utf") else "-"
+        styles = [[cell.style for cell in row] for row in cells]
+        lines = grid.rows(names, right, cells, widths, paint, styles, rule=rule)
+    sys.stdout.writelines(line + "\n" for line in lines)
+    sys.stdout.flush()
 
 
-def _blocks(out: Console, names: Sequence[str], rows: Sequence[Sequence[Cell]], title: str) -> None:
-    from rich.text import Text
-
-    if title:
-        out.print(Text(title, style="italic"))
+def _blocks(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
     side = max(map(len, names)) + 2
     for number, row in enumerate(rows):
         if number:
-            out.print()
+            yield ""
         for name, cell in zip(names, row, strict=True):
             if cell:
-                out.print(Text(f"{name:<{side}}", style="bold") + Text(cell, style=cell.style), soft_wrap=True)
+                yield paint(f"{name:<{side}}", "bold") + paint(cell, cell.style)
+
+
+def columns_of_terminal() -> int:
+    """How wide the terminal is; COLUMNS says it first."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def pairs(named: Iterable[tuple[str, object]]) -> None:
@@ -156,7 +153,7 @@ def pairs(named: Iterable[tuple[str, object]]) -> None:
 
 
 def stdout(file: IO[str] | None = None) -> Console:
-    """A rich console: colours only on a terminal and without NO_COLOR, no wrapping of what goes into a pipe."""
+    """A rich console, for what moves: colours only on a terminal and without NO_COLOR."""
     from rich.console import Console
 
     out = file or sys.stdout
