@@ -1,6 +1,6 @@
 """Asking the enforcer: one question, one answer, and no for everything that is not a clear yes.
 
-The question keeps its id over tries, so that asking again is the same question. An answer that comes after the time-out, or
+The question keeps its id over tries, so that asking again is the same question. An allow that comes after the time-out, or
 after its own `valid_until`, is thrown away: whoever gave it may since have been told otherwise.
 """
 
@@ -67,8 +67,8 @@ class Heard:
     until: float
 
     def now(self) -> Decision:
-        """The decision, unless its time is over by now: look at it right before it is used."""
-        if self.decision.id is None:
+        """The decision, unless it is an allow whose time is over by now: look at it right before it is used."""
+        if not self.decision.allowed:
             return self.decision
         if clock() > self.until:
             return nobody("no_answer: the answer came after the time-out")
