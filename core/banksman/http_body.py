@@ -33,14 +33,16 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     if message["type"] == "http.disconnect":
         raise ClientGone
     if not message.get("more_body") and encoding is None:
+        scope["read"] = True
         body: bytes = message["body"]
         if len(body) > limit:
             raise problem(413, f"the body is larger than {limit} bytes")
         return body
     unfold = _Unfold(limit, compressed=encoding in (b"gzip", b"deflate"))
     while True:
+        scope["read"] = not message.get("more_body")
         unfold.feed(message.get("body", b""))
-        if not message.get("more_body"):
+        if scope["read"]:
             return unfold.end()
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -59,12 +59,33 @@ class Problem(Exception):
         made.extend((name.lower().encode(), value.encode()) for name, value in self._headers.items())
         return made
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it: a problem is an ASGI application of its own."""
+        await _let_finish(scope, receive)
         body = self.body()
         headers = [*self.headers(), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+MOST_UNWANTED = 16 * 1024 * 1024
+
+
+async def _let_finish(scope: Scope, receive: Receive) -> None:
+    """Take in what is left of a body that nobody will read, up to a bound.
+
+    A connection that is closed on unread data is reset, and the answer is lost on its way to a client that still sends.
+    `scope["read"]`: the body was read (`http_body`). One that waits for a 100 Continue has not begun to send.
+    """
+    fields = scope.get("fields", {})
+    if scope.get("read") or b"expect" in fields or not (b"content-length" in fields or b"transfer-encoding" in fields):
+        return
+    left = MOST_UNWANTED
+    while left > 0:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+        left -= len(message["body"])
 
 
 def problem(status: int, detail: str, *, field: str = "", retry_after: float | None = None, **more: Any) -> Problem:

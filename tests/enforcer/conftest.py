@@ -8,21 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from tests.servers import child_environment
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from tests.servers import PARTITIONS, Broker, child_environment
 
-from banksman import bus, codec, settings
+from banksman import bus, codec, provision, settings
 from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled, rfc3339, uuid7
 from banksman.local import children
-from banksman.signing import Credential, Secret, Signer, new_credential, new_token, service_signer
+from banksman.signing import Credential, Secret, Signer, create_secret, new_credential, new_token, service_signer
 from banksman.topics import Topic
 
 POLICY = """\
@@ -46,6 +49,18 @@ agents:
     allow:
       - {service: git, actions: [pull]}
 """
+SHADOW_POLICY = """\
+project: lab
+version: 1
+mode: shadow
+guardrails:
+  never: [{service: aws, actions: ["iam:*"]}]
+agents:
+  tester:
+    allow: [{service: git, actions: [pull]}]
+"""
+AGENTS = {"buyer": "shop", "seller": "shop", "stranger": "shop", "tester": "lab", "homeless": "nowhere"}
+"""Name -> project. No policy names `stranger`, and `nowhere` has none."""
 PUSH = {"session": "s1", "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a"}
 
 
@@ -154,6 +169,12 @@ class Enforcer:
         self.process.kill()
         self.process.wait()
 
+    def end(self) -> None:
+        """Whatever state it is in."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+
 
 @dataclass
 class Desk:
@@ -161,10 +182,14 @@ class Desk:
 
     kafka: settings.Kafka
     secret: Secret
-    policies: Path
+    folder: Path
     admin: str = ""
     viewer: str = ""
     agents: dict[str, Credential] = field(default_factory=dict)
+
+    @property
+    def policies(self) -> Path:
+        return self.folder / "policies"
 
     def write(
         self, *events: Event, signer: Signer | None = None, topic: Topic = Topic.CONTROL, headers: bool = True
@@ -204,67 +229,132 @@ class Desk:
         self.admin, admin = self.operator("root", "admin")
         self.viewer, viewer = self.operator("vera", "viewer")
         events = [admin, viewer]
-        for name in ("buyer", "seller", "stranger"):
-            self.agents[name], event = self.agent(name)
+        for name, project in AGENTS.items():
+            self.agents[name], event = self.agent(name, project)
             events.append(event)
         self.write(*events)
 
-    def records(self, topic: Topic, *, at_least: int = 0, seconds: float = 10) -> list[dict[str, Any]]:
-        """Every record of a topic so far, as dicts with `_headers`, `_partition`, `_offset`, `_key`."""
-        return asyncio.run(self._records(topic, at_least, seconds))
 
-    async def _records(self, topic: Topic, at_least: int, seconds: float) -> list[dict[str, Any]]:
-        from aiokafka import AIOKafkaConsumer, TopicPartition
+class Tape:
+    """Everything that is written to the topics of a desk, read along in a thread of its own."""
 
-        name = self.kafka.topic(topic)
-        consumer = AIOKafkaConsumer(**self.kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
-        await consumer.start()
-        found: list[dict[str, Any]] = []
+    def __init__(self, kafka: settings.Kafka) -> None:
+        self._kafka = kafka
+        self._news = threading.Condition()
+        self._records: dict[Topic, list[dict[str, Any]]] = {topic: [] for topic in Topic}
+        self._failed: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tape")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def records(self, topic: Topic, which: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[dict[str, Any]]:
+        """What is there so far: the records as dicts, with `_headers`, `_raw`, `_key`, `_partition`, `_offset`."""
+        with self._news:
+            assert self._failed is None, self._failed
+            return [record for record in self._records[topic] if which(record)]
+
+    def wait(
+        self, topic: Topic, which: Callable[[dict[str, Any]], bool], count: int = 1, seconds: float = 20
+    ) -> list[dict[str, Any]]:
+        """The records that `which` is true of, once there are `count` of them; fails when they do not come in time."""
         end = time.monotonic() + seconds
+        with self._news:
+            while True:
+                found = self.records(topic, which)
+                if len(found) >= count:
+                    return found
+                left = end - time.monotonic()
+                assert left > 0, f"{len(found)} of {count} came; the last: {self._records[topic][-3:]}"
+                self._news.wait(left)
+
+    def _run(self) -> None:
         try:
-            # A metadata refresh may not have met a topic that is seconds old.
-            while not (parts := consumer.partitions_for_topic(name)):
-                await consumer._client.force_metadata_update()
-            where = [TopicPartition(name, part) for part in parts]
+            asyncio.run(self._read())
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            with self._news:
+                self._failed = error
+                self._news.notify_all()
+
+    async def _read(self) -> None:
+        topics = {self._kafka.topic(topic): topic for topic in Topic}
+        consumer = AIOKafkaConsumer(**self._kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
+        bus.calm(consumer._client)
+        await consumer.start()
+        try:
+            where: list[TopicPartition] = []
+            while not where:  # a metadata refresh may not have met a topic that is seconds old
+                found = {name: consumer.partitions_for_topic(name) for name in topics}
+                if all(found.values()):
+                    where = [TopicPartition(name, part) for name, parts in found.items() for part in parts]
+                else:
+                    await consumer._client.force_metadata_update()
             consumer.assign(where)
             await consumer.seek_to_beginning(*where)
-            while True:
-                ends = await consumer.end_offsets(where)
-                if all([await consumer.position(part) >= ends[part] for part in where]) and len(found) >= at_least:
-                    return found
-                assert time.monotonic() < end, f"{len(found)} records in {name}, wanted {at_least}"
-                for batch in (await consumer.getmany(timeout_ms=100)).values():
-                    for record in batch:
-                        made = json.loads(record.value) if record.value else {}
-                        made |= {"_headers": dict(record.headers), "_partition": record.partition}
-                        found.append(made | {"_offset": record.offset, "_key": (record.key or b"").decode()})
+            while not self._stop.is_set():
+                batches = await consumer.getmany(timeout_ms=50)
+                with self._news:
+                    for part, records in batches.items():
+                        self._records[topics[part.topic]] += [_plain(record) for record in records]
+                    self._news.notify_all()
         finally:
             await consumer.stop()
 
 
-@pytest.fixture
-def desk(kafka_settings: settings.Kafka, secret: Secret, tmp_path: Path) -> Desk:
-    folder = tmp_path / "policies"
-    folder.mkdir()
-    (folder / "shop.yaml").write_text(POLICY)
-    made = Desk(kafka_settings, secret, folder)
+def _plain(record: Any) -> dict[str, Any]:
+    """A record as a dict; what is no JSON object has only the fields with an underscore."""
+    try:
+        made = json.loads(record.value or b"{}")
+    except ValueError:
+        made = {}
+    return (made if isinstance(made, dict) else {}) | {
+        "_headers": dict(record.headers), "_raw": record.value, "_key": (record.key or b"").decode(errors="replace"),
+        "_partition": record.partition, "_offset": record.offset,
+    }  # fmt: skip
+
+
+def make_desk(broker: Broker, folder: Path) -> Desk:
+    """Topics, a secret and a policy of its own, and the people and agents of most tests."""
+    kafka = broker.node.settings(topic_prefix=f"t{uuid.uuid4().hex[:8]}.", partitions=PARTITIONS)
+    asyncio.run(provision.create_topics(kafka))
+    (folder / "policies").mkdir()
+    (folder / "policies" / "shop.yaml").write_text(POLICY)
+    (folder / "policies" / "lab.yaml").write_text(SHADOW_POLICY)
+    made = Desk(kafka, create_secret(folder / "secret.json"), folder)
     made.enrol()
     return made
 
 
+def make_replica(desk: Desk, name: str = "enforcer", *, policies: Path | None = None, **more: str) -> Enforcer:
+    """A replica that is not started yet."""
+    environment = environment_of(desk.kafka) | {
+        "BANKSMAN_SECRET_FILE": str(desk.folder / "secret.json"),
+        "BANKSMAN_POLICIES": str(policies or desk.policies),
+        "BANKSMAN_ENFORCER_PORT": "0",
+        **more,
+    }
+    return Enforcer(desk.folder, environment, name)
+
+
 @pytest.fixture
-def make_enforcer(desk: Desk, secret_file: Path, tmp_path: Path) -> Iterator[Callable[..., Enforcer]]:
+def desk(broker: Broker, tmp_path: Path) -> Desk:
+    return make_desk(broker, tmp_path)
+
+
+@pytest.fixture
+def make_enforcer(desk: Desk) -> Iterator[Callable[..., Enforcer]]:
     """Starts replicas; whatever is left of them ends with the test."""
     made: list[Enforcer] = []
 
     def make(*, ready: bool = True, start: bool = True, policies: Path | None = None, **more: str) -> Enforcer:
-        environment = environment_of(desk.kafka) | {
-            "BANKSMAN_SECRET_FILE": str(secret_file),
-            "BANKSMAN_POLICIES": str(policies or desk.policies),
-            "BANKSMAN_ENFORCER_PORT": "0",
-            **more,
-        }
-        one = Enforcer(tmp_path, environment, f"enforcer-{len(made)}")
+        one = make_replica(desk, f"enforcer-{len(made)}", policies=policies, **more)
         made.append(one)
         if start:
             one.start(ready=ready)
@@ -272,14 +362,53 @@ def make_enforcer(desk: Desk, secret_file: Path, tmp_path: Path) -> Iterator[Cal
 
     yield make
     for one in made:
-        if one.process is not None and one.process.poll() is None:
-            one.process.send_signal(signal.SIGCONT)
-            one.kill()
+        one.end()
 
 
 @pytest.fixture
 def enforcer(make_enforcer: Callable[..., Enforcer]) -> Enforcer:
     return make_enforcer()
+
+
+@dataclass
+class Shop:
+    """What the tests of a module share when they do not disturb each other: a desk, one replica, all that is recorded."""
+
+    desk: Desk
+    enforcer: Enforcer
+    tape: Tape
+
+    def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> Answer:
+        return self.enforcer(method, path, body, **more)
+
+    def decide(self, body: Any = None, *, agent: str = "buyer", **changes: Any) -> Answer:
+        """A question of `agent`; `changes` to PUSH, None takes a field out."""
+        asked = PUSH | changes if body is None else body
+        if isinstance(asked, dict):
+            asked = {name: value for name, value in asked.items() if value is not None}
+        return self("POST", "/v1/decide", asked, token=self.desk.agents[agent].token)
+
+    def record(self, answer: Answer) -> dict[str, Any]:
+        """The record of a decision, which is there when its answer is."""
+        assert answer.status == 200, answer.raw
+        (found,) = self.tape.wait(Topic.DECISIONS, lambda record: record["id"] == answer.body["id"])
+        return found
+
+
+def open_shop(desk: Desk, **more: str) -> Iterator[Shop]:
+    """For module-scoped fixtures: `yield from open_shop(make_desk(…), BANKSMAN_…="…")`."""
+    replica = make_replica(desk, "enforcer", policies=None, **more)
+    with Tape(desk.kafka) as tape:
+        try:
+            replica.start()
+            yield Shop(desk, replica, tape)
+        finally:
+            replica.end()
+
+
+@pytest.fixture(scope="module")
+def shop(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    yield from open_shop(make_desk(broker, tmp_path_factory.mktemp("shop")))
 
 
 def raw_request(base: str, data: bytes, *, seconds: float = 5) -> bytes:
