@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import socket
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 from tests.servers import child_environment
+
+from banksman.cli import main
 
 BANKSMAN = Path(sys.executable).with_name("banksman")
 TOKEN = "bmo_0123_abcdef"
@@ -131,20 +134,29 @@ class Ran:
 
 @dataclass
 class Shell:
-    """Somewhere to type commands: a folder and an environment of its own."""
+    """Somewhere to type commands: a folder and an environment of its own.
+
+    Called, it runs the command within this process, which takes milliseconds; `process` and `start` make a real one.
+    """
 
     folder: Path
     environment: dict[str, str]
+    capsys: pytest.CaptureFixture[str]
 
-    def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
-        environment = child_environment() | self.environment | more.pop("env", {})
-        return subprocess.Popen(
-            [BANKSMAN, *words], cwd=self.folder, env=environment, text=True, encoding="utf-8",
-            stdin=more.pop("stdin", subprocess.PIPE), stdout=more.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
-            **more,
-        )  # fmt: skip
+    def __call__(self, *words: str, given: str = "", **env: str) -> Ran:
+        with pytest.MonkeyPatch.context() as here:
+            here.chdir(self.folder)
+            here.setattr("sys.stdin", io.StringIO(given))
+            for name, value in {**self.environment, **env}.items():
+                here.setenv(name, value)
+            self.capsys.readouterr()
+            try:
+                code = main.main(words)
+            except SystemExit as end:  # how argparse ends
+                code = int(str(end.code or 0))
+        return Ran(code, *self.capsys.readouterr())
 
-    def __call__(self, *words: str, given: str = "", seconds: float = 60, **env: str) -> Ran:
+    def process(self, *words: str, given: str = "", seconds: float = 60, **env: str) -> Ran:
         with self.start(*words, env=env) as process:
             try:
                 out, err = process.communicate(given, timeout=seconds)
@@ -153,6 +165,14 @@ class Shell:
                 raise
         assert "Traceback" not in err, err
         return Ran(process.returncode, out, err)
+
+    def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        environment = child_environment() | self.environment | more.pop("env", {})
+        return subprocess.Popen(
+            [BANKSMAN, *words], cwd=self.folder, env=environment, text=True, encoding="utf-8",
+            stdin=more.pop("stdin", subprocess.PIPE), stdout=more.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
+            **more,
+        )  # fmt: skip
 
     def on_terminal(self, *words: str, columns: int = 80, **env: str) -> Ran:
         """The same with stdout on a terminal of so many columns."""
@@ -178,10 +198,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
     """Without a token, and with nobody at the usual addresses."""
     nobody = f"http://127.0.0.1:{free_port()}"
-    return Shell(tmp_path, {"BANKSMAN_URL": nobody, "BANKSMAN_CONSOLE_URL": nobody})
+    return Shell(tmp_path, {"BANKSMAN_URL": nobody, "BANKSMAN_CONSOLE_URL": nobody}, capsys)
 
 
 @pytest.fixture

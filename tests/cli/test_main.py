@@ -171,7 +171,7 @@ def test_ctrl_c_is_quiet(operator: Shell, scribe: Scribe) -> None:
 def test_a_terminal_that_cannot_show_a_letter(operator: Shell, scribe: Scribe) -> None:
     row = ["ü数\ud800", "b"]
     scribe.on["POST /v1/sql"] = Reply({"columns": [{"name": "x", "type": "String"}] * 2, "rows": [row], "took_ms": 1})
-    ran = operator("sql", "SELECT 1", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    ran = operator.process("sql", "SELECT 1", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ran.code == 0
     assert "\\xfc\\u6570\\ud800" in ran.out
     assert "---" in ran.out

@@ -1,0 +1,150 @@
+"""`banksman doctor`: says where the path of an action stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.cli import canned
+from tests.cli.conftest import TOKEN, Ran, Reply, Scribe, Shell, problem
+
+from banksman.cli import doctor
+
+HEALTHY = {"status": "ok"}
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scribe's second answer is there at once."""
+    monkeypatch.setattr(doctor, "LOOK_AGAIN_S", 0)
+
+
+@pytest.fixture
+def well(operator: Shell, scribe: Scribe) -> Any:
+    """Two services that are well: the scribe is the console."""
+    decides = Scribe()
+    operator.environment["BANKSMAN_URL"] = decides.url
+    decides.on |= {
+        "GET /healthz": Reply(HEALTHY), "GET /readyz": Reply(HEALTHY), "GET /v1/status": Reply(canned.enforcer()),
+        "GET /v1/agents": Reply({"agents": [{"agent": "buyer", "project": "shop"}, {"agent": "lost", "project": "nowhere"}]}),
+        "POST /v1/explain": Reply({"reason": "default_deny"}),
+    }  # fmt: skip
+    scribe.on |= {"GET /v1/status": Reply(canned.console()), "GET /v1/agents/buyer/now": Reply(canned.now())}
+    yield decides
+    decides.close()
+
+
+def states(ran: Ran) -> dict[str, str]:
+    return {one["name"]: one["state"] for one in ran.json["steps"]}
+
+
+def stop_of(operator: Shell, *words: str, **env: str) -> tuple[int, str, str, str]:
+    """(exit code, step, text, advice) of the first step that failed."""
+    ran = operator("doctor", "--json", *words, **env)
+    told = ran.json
+    step = next(one for one in told["steps"] if one["name"] == told["stops_at"] and one["state"] == "failed")
+    return ran.code, step["name"], step["text"], step["do"] or ""
+
+
+def test_an_open_path(operator: Shell, well: Scribe) -> None:
+    ran = operator("doctor")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.endswith("\nthe whole path is open\n")
+    assert all(line.startswith("ok ") for line in ran.out.split("\n\n", maxsplit=1)[0].splitlines())
+    told = operator("doctor", "buyer", "--json")
+    assert told.code == 0
+    assert told.json["ok"] is True
+    assert {"agent", "seen"} <= states(told).keys()
+    assert not {"agent", "seen"} & states(operator("doctor", "--json")).keys()
+
+
+def test_nobody_is_there(shell: Shell) -> None:
+    ran = shell("doctor", "--json", BANKSMAN_OPERATOR_TOKEN=TOKEN)
+    assert ran.code == 4
+    assert ran.json["stops_at"] == "enforcer"
+    assert states(ran)["console"] == "failed"
+    assert states(ran)["ready"] == states(ran)["clickhouse"] == "skipped"
+
+
+def test_settings_and_token(operator: Shell, well: Scribe) -> None:
+    assert stop_of(operator, BANKSMAN_SPOOL_BYTES="x")[:2] == (2, "settings")
+    del operator.environment["BANKSMAN_OPERATOR_TOKEN"]
+    code, step, text, advice = stop_of(operator)
+    assert (code, step) == (3, "token")
+    assert ".banksman/admin.token" in text
+    assert "BANKSMAN_OPERATOR_TOKEN" in advice
+    file = operator.folder / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o644)
+    code, step, text, advice = stop_of(operator, BANKSMAN_OPERATOR_TOKEN_FILE=str(file))
+    assert (code, step, advice) == (1, "token file", f"chmod 600 {file}")
+    file.chmod(0o600)
+    assert operator("doctor", BANKSMAN_OPERATOR_TOKEN_FILE=str(file)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "reply", "expected"),
+    [
+        ("GET /healthz", Reply(b"hi", kind="text/plain"), (4, "enforcer", "no banksman", "start it")),
+        (
+            "GET /readyz",
+            problem(503, "Kafka has not been reached yet"),
+            (1, "ready", "decides nothing: Kafka", "BANKSMAN_KAFKA"),
+        ),
+        ("GET /v1/status", problem(401, "not known"), (3, "operator", "401", "operator's token")),
+        ("GET /v1/status", problem(403, "for operators"), (3, "operator", "403", "operator's token")),
+        ("GET /v1/status", problem(503, "no lease"), (4, "operator", "503", "")),
+        ("GET /v1/status", Reply(canned.enforcer(policies=[])), (1, "policies", "no policy", "BANKSMAN_POLICIES")),
+        ("GET /v1/status", Reply(canned.enforcer(undelivered=3)), (1, "records", "not on record", "Kafka")),
+    ],
+)
+def test_where_the_enforcers_side_stops(
+    operator: Shell, well: Scribe, call: str, reply: Reply, expected: tuple[int, str, str, str]
+) -> None:
+    well.on[call] = reply
+    code, step, text, advice = stop_of(operator)
+    assert (code, step) == expected[:2]
+    assert expected[2] in text
+    assert expected[3] in advice
+    assert states(operator("doctor", "--json"))["archiver"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (problem(503, "x"), (4, "console")),
+        (Reply(canned.console(ready=False, reason="x")), (1, "console")),
+        (Reply(canned.console(clickhouse={"reachable": False, "error": "x", "rows": None})), (1, "clickhouse")),
+        (Reply(canned.console(kafka={"reachable": False, "error": "x"}, archiver=None)), (1, "console")),
+        (Reply(canned.console(lag=500)), (1, "archiver")),
+    ],
+)
+def test_where_the_read_side_stops(
+    operator: Shell, well: Scribe, scribe: Scribe, reply: Reply, expected: tuple[int, str]
+) -> None:
+    scribe.on["GET /v1/status"] = reply
+    assert stop_of(operator)[:2] == expected
+
+
+def test_what_stands_in_an_agents_way(operator: Shell, well: Scribe, scribe: Scribe) -> None:
+    code, step, text, advice = stop_of(operator, "buyr")
+    assert (code, step) == (1, "agent")
+    assert "did you mean 'buyer'?" in text
+    assert "banksman agents add buyr" in advice
+    assert "no policy in force" in stop_of(operator, "lost")[2]
+    well.on["POST /v1/explain"] = Reply({"reason": "unknown_agent"})
+    assert "does not name it" in stop_of(operator, "buyer")[2]
+    well.on["POST /v1/explain"] = Reply({"reason": "default_deny"})
+    scribe.on["GET /v1/agents/buyer/now"] = Reply(canned.never_seen())
+    code, step, text, advice = stop_of(operator, "buyer")
+    assert (code, step) == (1, "seen")
+    assert "BANKSMAN_TOKEN" in advice
+    control = {"kind": "project.paused", "by": "root", "reason": "incident", "at": "2026-03-01T12:00:00.000000Z"}
+    scribe.on["GET /v1/agents/buyer/now"] = Reply(canned.now(controls=[control]))
+    assert stop_of(operator, "buyer")[1:3] == ("seen", "project.paused by root: incident")
+
+
+def test_an_agents_name_cannot_repaint_the_terminal(operator: Shell, well: Scribe) -> None:
+    ran = operator("doctor", "\x1b[2Jx")
+    assert ran.code == 1
+    assert "\x1b" not in ran.out + ran.err
