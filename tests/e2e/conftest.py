@@ -18,3 +18,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Brokers are away here all the time: what the Kafka clients of the test have to say about it is known."""
+    caplog.set_level("CRITICAL", "aiokafka")

@@ -121,9 +121,10 @@ class Tally:
 class Load:
     """`with Load(...) as load:` the workers run inside; leaving waits until each has an answer to all it has sent.
 
-    `replicas`: name -> (host, port). `agents`: name -> token. Each agent has one session that goes from replica to replica
-    and gives up waiting after 4 s, and one per replica that stays there and waits for a minute: those are the ones that a
-    frozen replica finds when it wakes up. `pause`: the most that a session rests between two calls, in seconds.
+    `replicas`: name -> (host, port). `agents`: name -> token. Each agent has two sessions that tell and ask, go from replica
+    to replica and give up waiting after 4 s; and one per replica that stays there, only asks, and waits for a minute: these
+    are always in the middle of a question, and are what a frozen replica finds when it wakes up. `pause`: the most that a
+    session rests between two calls, in seconds.
     """
 
     def __init__(
@@ -134,11 +135,15 @@ class Load:
         chance = random.Random(seed)
         self._workers = []
         for agent, token in agents.items():
-            for stays in (None, *replicas):
-                way = itertools.cycle([stays] if stays else chance.sample(list(replicas), len(replicas)))
-                client = _Client(self, agent, token, way, PATIENT_S if stays else IMPATIENT_S)
-                worker = _Worker(self, client, f"{agent}-{stays or 'roams'}", random.Random(chance.random()))
-                self._workers.append(threading.Thread(target=worker.run, daemon=True))
+            for number in range(2):
+                way = itertools.cycle(chance.sample(list(replicas), len(replicas)))
+                client = _Client(self, agent, token, way, IMPATIENT_S)
+                worker = _Worker(self, client, f"{agent}-roams-{number}", random.Random(chance.random()))
+                self._workers.append(threading.Thread(target=worker.run, args=(worker.tell_and_ask,), daemon=True))
+            for replica in replicas:
+                client = _Client(self, agent, token, itertools.repeat(replica), PATIENT_S)
+                worker = _Worker(self, client, f"{agent}-{replica}", random.Random(chance.random()))
+                self._workers.append(threading.Thread(target=worker.run, args=(worker.ask,), daemon=True))
 
     def __enter__(self) -> Self:
         for worker in self._workers:
@@ -208,34 +213,41 @@ class _Client:
 
 
 class _Worker:
-    """One session: call, question, result, again and again."""
+    """One session."""
 
     def __init__(self, load: Load, client: _Client, session: str, chance: random.Random) -> None:
         self._load, self._client, self._session, self._chance = load, client, session, chance
         self._seq, self._last = 0, 0
 
-    def run(self) -> None:
-        """Until the load stops."""
+    def run(self, step: Callable[[], None]) -> None:
+        """One step after another until the load stops."""
         while not self._load.stopping.is_set():
-            self._step()
+            step()
             self._load.stopping.wait(self._load.pause * self._chance.random())
         self._client.close()
 
-    def _step(self) -> None:
+    def tell_and_ask(self) -> None:
+        """A call, the question whether it may be, and what came of it."""
         expected, operation = self._chance.choice(OPERATIONS)
         notes = self._notes()
         call = self._event("tool.call", **operation)
         self._tell([*notes, call])
-        question = {"id": str(uuid.uuid4()), "call": call["id"], "session": self._session, **operation}
-        raw = json.dumps(question).encode()
-        for _ in range(1 + (self._chance.random() < 0.1)):  # now and then the same question a second time
-            said = {"session": self._session, "body": question, "expected": expected}
-            replica = self._client.send("/v1/decide", "asked", question["id"], raw, **said)
-            if replica:
-                self._load.tally.add(replica)
+        self._ask(expected, operation, call=call["id"])
         notes = self._notes(call=call["id"])
         result = self._event("tool.result", call=call["id"], parent=call["id"], status="ok", duration_ms=1.5)
         self._tell([*notes, result])
+
+    def ask(self) -> None:
+        """A question alone."""
+        self._ask(*self._chance.choice(OPERATIONS))
+
+    def _ask(self, expected: str, operation: dict[str, Any], **more: str) -> None:
+        question = {"id": str(uuid.uuid4()), "session": self._session, **operation, **more}
+        said = {"session": self._session, "body": question, "expected": expected}
+        for _ in range(1 + (self._chance.random() < 0.1)):  # now and then the same question a second time
+            replica = self._client.send("/v1/decide", "asked", question["id"], json.dumps(question).encode(), **said)
+            if replica:
+                self._load.tally.add(replica)
 
     def _tell(self, events: list[dict[str, Any]]) -> None:
         said = {"session": self._session, "events": events}

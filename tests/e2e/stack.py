@@ -126,9 +126,23 @@ class Stack:
             until(partial(self._delivered, name), f"{name} has delivered its voids")
         return all_stored(self.kafka, self.reading())
 
+    def strand(self, name: str) -> float:
+        """Freeze a replica between a decision's record and its answer -> the moment at which it stood still.
+
+        The broker stands still first, so that the record waits for it; then the replica, so that the acknowledgement of the
+        broker, which goes on, finds nobody.
+        """
+        self.freeze("kafka")
+        until(lambda: self._status(name)["queue"]["waiting"], f"a decision waits in {name}")
+        moment = self.freeze(name)
+        self.thaw("kafka")
+        return moment
+
+    def _status(self, name: str) -> Any:
+        return ask(f"http://127.0.0.1:{self.ports[name]}/v1/status", self.admin)
+
     def _delivered(self, name: str) -> bool:
-        told = ask(f"http://127.0.0.1:{self.ports[name]}/v1/status", self.admin)
-        return bool(told["undelivered"] == 0)
+        return bool(self._status(name)["undelivered"] == 0)
 
     def end(self) -> None:
         """Whatever is left ends with the test."""
@@ -174,7 +188,9 @@ def make(folder: Path) -> Stack:
         "archiver": Program([*ours, "banksman.processors"], env, folder / "archiver.log", lambda: True),
     }
     for name in REPLICAS:
-        own = env | {"BANKSMAN_ENFORCER_PORT": str(ports[name])}
+        # The first would wait long for an acknowledgement: what stops its late answers is the lease alone.
+        patience = {"BANKSMAN_RECORD_DEADLINE_S": "30"} if name == REPLICAS[0] else {}
+        own = env | {"BANKSMAN_ENFORCER_PORT": str(ports[name])} | patience
         ready = partial(answers, f"http://127.0.0.1:{ports[name]}/readyz")
         programs[name] = Program([*ours, "banksman.enforcer"], own, folder / f"{name}.log", ready)
     return Stack(folder, kafka_settings, clickhouse, ports, programs)
