@@ -28,6 +28,9 @@ MAX_TEXT = 64 * 1024
 
 MOST_PASSES = 4
 
+_CUT = re.compile(r"…\[cut: \d+ characters\]\Z").search
+"""Of a text that an entrance nearer to the agent cut: its marks may have made it longer again, it is left as it is."""
+
 MOST_FINDS = 1000
 """Beyond so many finds in one value, a text that holds another is dropped whole: a few hundred KiB of addresses must not
 keep a process busy for seconds."""
@@ -287,7 +290,7 @@ class Redactor:
         return self._mark("field", item if isinstance(item, str) else repr(item))
 
     def _text(self, text: str, path: str, found: list[str], gate: Any, rules: tuple[Rule, ...]) -> str:
-        if len(text) > MAX_TEXT:
+        if len(text) > MAX_TEXT and not (_CUT(text, max(0, len(text) - 40)) and len(text) <= 2 * MAX_TEXT):
             found.append(f"{path} cut")
             text = f"{text[:MAX_TEXT]}…[cut: {len(text)} characters]"
         # RE2 works on UTF-8; a lone surrogate (which has none) is no text that could be recorded either

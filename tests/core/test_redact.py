@@ -130,6 +130,16 @@ def test_what_cannot_be_read_is_dropped() -> None:
     assert "\ud800" not in json.dumps(R.event({"kind": "note", "text": "lone \ud800 surrogate"}), ensure_ascii=False)
 
 
+def test_a_text_that_was_cut_is_not_cut_again() -> None:
+    """Also when marks in it, longer than what they stand for, made it longer than the bound."""
+    once, found = R.value((PLANTED["ssn"] + " " + "a" * 50 + " ") * 5000)
+    assert " cut" in found
+    assert len(once) > redact.MAX_TEXT + 100
+    assert R.value(once) == (once, [])
+    pretender = "a" * (3 * redact.MAX_TEXT) + "…[cut: 1 characters]"
+    assert len(R.value(pretender)[0]) < redact.MAX_TEXT + 100
+
+
 def test_long_texts_are_cut() -> None:
     made, found = R.value("a" * (redact.MAX_TEXT + 10) + PLANTED["ssn"])
     assert found == [" cut"]
