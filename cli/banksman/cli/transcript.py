@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from banksman.cli import show, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     Step = Mapping[str, Any]
 
@@ -22,9 +22,11 @@ class Line:
     step: Step
     decision: Step | None = None
     result: Step | None = None
+    marks: list[str] = field(default_factory=list)
     under: bool = False
     """It belongs to the call above."""
-    marks: list[str] = field(default_factory=list)
+    more: bool = False
+    """It only has more text of what stands in the call's line."""
 
 
 def tell(told: Mapping[str, Any]) -> None:
@@ -66,7 +68,7 @@ def merge(steps: Iterable[Step]) -> list[Line]:
         elif call is not None and step["kind"] == "tool.result" and call.result is None and not marks:
             call.result = step
             if step["error"]:
-                lines.append(Line(step, under=True))
+                lines.append(Line(step, under=True, more=True))
         else:
             lines.append(Line(step, under=of_call, marks=marks))
     return lines
@@ -107,43 +109,39 @@ def _about(header: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "sources", ", ".join(header["sources"])
 
 
-def _rows(lines: Iterable[Line], gaps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[object, ...]]:
+def _rows(lines: Iterable[Line], gaps: Iterable[Mapping[str, Any]]) -> Iterator[tuple[object, ...]]:
     waiting = sorted(gaps, key=lambda gap: gap["n"])
     day = ""
     for line in lines:
-        step = line.step
-        while waiting and waiting[0]["n"] <= step["n"]:
+        while waiting and waiting[0]["n"] <= line.step["n"]:
             yield _gap(waiting.pop(0))
-        moment = show.moment(step["time"])
-        time = moment[11:] if moment[:10] == day else moment
+        moment = show.moment(line.step["time"])
+        yield ("" if line.under else line.step["n"], moment[11:] if moment[:10] == day else moment, *_said(line))
         day = moment[:10]
-        decision, result = line.decision or step, line.result or step
-        of_result = line.result is not None or step["kind"] not in CALLS
-        yield (
-            "" if line.under else step["n"],
-            time,
-            ("· " if line.under else "") + words.what(step),
-            decision["decision"] if line.decision or step["kind"] not in CALLS else step["decision"],
-            words.ruling(decision),
-            result["status"]
-            if of_result and not (line.under and step["kind"] == "tool.result" and not line.marks)
-            else "",
-            words.milliseconds(result["duration_ms"]) if of_result else "",
-            words.number(sum(one["tokens"] or 0 for one in _parts(line))),
-            words.money(_sum(one["cost_usd"] for one in _parts(line))),
-            ", ".join(line.marks),
-        )
     for gap in waiting:
         yield _gap(gap)
 
 
-def _parts(line: Line) -> list[Step]:
-    return [one for one in (line.step, line.decision, line.result) if one is not None]
-
-
-def _sum(costs: Iterable[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return sum(known) if known else None
+def _said(line: Line) -> tuple[object, ...]:
+    """The columns from `what` on."""
+    step = line.step
+    what = ("· " if line.under else "") + words.what(step)
+    if line.more:
+        return (what, *[""] * 7)
+    decided = line.decision or step
+    done = line.result or ({} if step["kind"] in CALLS else step)
+    parts = [one for one in (step, line.decision, line.result) if one is not None]
+    costs = [one["cost_usd"] for one in parts if one["cost_usd"] is not None]
+    return (
+        what,
+        decided["decision"],
+        words.ruling(decided),
+        done.get("status"),
+        words.milliseconds(done.get("duration_ms")),
+        words.number(sum(one["tokens"] or 0 for one in parts)),
+        words.money(sum(costs)) if costs else "",
+        ", ".join(line.marks),
+    )
 
 
 def _gap(gap: Mapping[str, Any]) -> tuple[object, ...]:
