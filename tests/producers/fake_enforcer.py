@@ -53,7 +53,7 @@ def problem(status: int, detail: str, field: str = "", **headers: str) -> Reply:
     return Reply(status, told, {"Content-Type": PROBLEM, **{k.replace("_", "-"): v for k, v in headers.items()}})
 
 
-def decision(decision: str = "allow", *, valid_s: float = 5.0, **more: Any) -> Reply:
+def decision(decision: object = "allow", *, valid_s: float = 5.0, **more: Any) -> Reply:
     until = datetime.now(UTC) + timedelta(seconds=valid_s)
     return Reply(
         body={

@@ -71,7 +71,7 @@ async def test_the_same_for_asyncio_and_many_at_once(fake: FakeEnforcer, emitter
         (decision("Allow"), "no_answer: a 200 that is not a decision"),
         (decision("maybe"), "no_answer: a 200 that is not a decision"),
         (decision(id=None), "no_answer: a 200 that is not a decision"),
-        (decision(decision=["allow"]), "no_answer: a 200 that is not a decision"),
+        (decision(["allow"]), "no_answer: a 200 that is not a decision"),
         (decision(valid_s=-1), "no_answer: the answer was valid until"),
         (decision(valid_until=None), "no_answer: the answer was valid until"),
         (decision(valid_until="tomorrow"), "no_answer: the answer was valid until"),
@@ -197,7 +197,12 @@ def test_an_agent_that_was_frozen_does_not_use_an_old_answer(
 
 async def test_an_event_loop_that_was_busy_does_not_use_an_old_answer(fake: FakeEnforcer, emitter: Emitter) -> None:
     busy = threading.Event()
-    fake.on_decide = lambda _: busy.wait(20) and decision(valid_s=0.3)  # type: ignore[return-value]
+
+    def late(_: Request) -> Reply:
+        busy.wait(20)
+        return decision(valid_s=0.3)
+
+    fake.on_decide = late
     asking = asyncio.create_task(emitter.session("s1").adecide("git", "push"))
     while not questions(fake):  # noqa: ASYNC110 - it comes true in another thread
         await asyncio.sleep(0.005)

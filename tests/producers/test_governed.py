@@ -179,7 +179,7 @@ def test_generators_are_refused_when_they_are_wrapped(session: Session) -> None:
 
 
 def test_a_part_that_fails_runs_nothing(fake: FakeEnforcer, session: Session, story: Story) -> None:
-    @session.govern(service="x", resource=lambda: 1 / 0)
+    @session.govern(service="x", resource=lambda: str(1 / 0))
     def work() -> None:
         pytest.fail("it ran")
 

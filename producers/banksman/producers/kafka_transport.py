@@ -12,9 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     SaslAuthenticationFailed,
@@ -150,11 +152,23 @@ class KafkaTransport:
             made = bus.producer(self._settings)
             try:
                 await made.start()
+            except KafkaConnectionError:
+                await _stopped(made)
+                await self._knock()  # the client hides why it was not let in behind "unable to bootstrap"
+                raise
             except BaseException:
                 await _stopped(made)
                 raise
             self._producer = made
         return self._producer
+
+    async def _knock(self) -> None:
+        """Connect to the first broker alone. Raises what that says: it is away, or does not let us in."""
+        options = self._settings.client()
+        host, _, port = options.pop("bootstrap_servers")[0].rpartition(":")
+        del options["metadata_max_age_ms"]
+        connection = await create_conn(host.strip("[]"), int(port), **options)
+        connection.close()
 
     async def _publish(self, producer: AIOKafkaProducer, partition: int, payloads: Sequence[bytes]) -> None:
         sent = (SENT, rfc3339().encode())

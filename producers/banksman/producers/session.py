@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from banksman.producers.asking import Decision
     from banksman.producers.emitter import Emitter
-    from banksman.producers.governed import Part
+    from banksman.producers.governed import F, Part
 
 _current: ContextVar[Session] = ContextVar("banksman.session")
 
@@ -159,7 +159,7 @@ class Session:
         args: Part[Mapping[str, Any]] = None,
         record_result: bool = False,
         timeout: float | None = None,
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    ) -> Callable[[F], F]:
         """A decorator: asks before the function runs and reports what came of it. See `banksman.producers.governed`."""
         return govern_in(
             lambda: self, service=service, action=action, resource=resource, branch=branch, args=args,
