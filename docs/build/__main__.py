@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cli_pages import cli_page
 from event_pages import events_page, topics_page
 from policy_pages import policy_page
 from settings_pages import settings_page
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-PAGES = {"events.md": events_page, "topics.md": topics_page, "settings.md": settings_page, "policy.md": policy_page}
+PAGES = {
+    "cli.md": cli_page,
+    "events.md": events_page,
+    "topics.md": topics_page,
+    "settings.md": settings_page,
+    "policy.md": policy_page,
+}
 
 
 def main() -> int:

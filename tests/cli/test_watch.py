@@ -85,12 +85,11 @@ def test_json_lines(operator: Shell, scribe: Scribe) -> None:
 
 def test_it_comes_back_where_it_was(operator: Shell, scribe: Scribe) -> None:
     scribe.on[WATCH] = [
-        *streams(b"id: 10\n\n"),
+        streams(b"id: 10\n\n", b"")[0],
         problem(503, "too many watchers", retry_after=1),
         lambda _handler: None,
         *streams(event(record(1), "11"), b"", event(record(2), "12")),
     ]
-    scribe.on[WATCH][0] = streams(b"id: 10\n\n", b"")[0]
     ran = operator("watch", "--json", "--limit", "2")
     assert ran.code == 0
     assert [json.loads(line)["id"] for line in ran.out.splitlines()] == ["id-1", "id-2"]

@@ -33,11 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", dest="of", metavar="PROJECT", help="only the agents of this project")
     show.json_argument(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="add | rotate")
-    add = verbs.add_parser("add", help="enrol an agent; its credential is shown once", allow_abbrev=False)
+    add = credential.subcommand(verbs, "add", "enrol an agent; its credential is shown once")
     add.add_argument("agent", help="its name")
     add.add_argument("--project", required=True, help="the project whose policy it works under")
     add.add_argument("--owner", required=True, help="the person or team that answers for it")
-    rotate = verbs.add_parser("rotate", help="a new credential; the old one ends at once", allow_abbrev=False)
+    rotate = credential.subcommand(verbs, "rotate", "a new credential; the old one ends at once")
     rotate.add_argument("agent", help="its name")
     for verb in (add, rotate):
         credential.out_argument(verb, "credential")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from banksman.cli import show
 from banksman.errors import InvalidInput
@@ -22,6 +22,13 @@ ROOM = 1024  # bytes; a credential takes less than half of it
 FIELD = "--out"
 
 
+def subcommand(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, does: str
+) -> argparse.ArgumentParser:
+    """The parser of `VERB name`."""
+    return verbs.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", allow_abbrev=False)
+
+
 def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """`--out FILE` and `--json`, the same for everything that gives a credential."""
     from pathlib import Path
@@ -31,7 +38,7 @@ def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def hand_over(
-    enrol: Callable[[], Mapping[str, str]], args: argparse.Namespace, sentence: str, *, replace: bool = False
+    enrol: Callable[[], Mapping[str, Any]], args: argparse.Namespace, sentence: str, *, replace: bool = False
 ) -> int:
     """Call `enrol`, give the `token` of its answer to whoever asked. InvalidInput: `--out` cannot be written.
 

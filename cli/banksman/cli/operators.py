@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from banksman.cli import client, credential
 from banksman.errors import BrokerAway, InvalidInput, InvalidSetting
@@ -28,7 +28,7 @@ EXAMPLES = """
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     verbs = parser.add_subparsers(dest="verb", metavar="add", required=True)
-    add = verbs.add_parser("add", help="enrol an operator; the token is shown once", allow_abbrev=False)
+    add = credential.subcommand(verbs, "add", "enrol an operator; the token is shown once")
     add.add_argument("name", help="the person's name, e.g. an e-mail address")
     add.add_argument(
         "--role", action="append", required=True, choices=("viewer", "approver", "operator", "admin"), help="repeatable"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     return credential.hand_over(lambda: enforcer.post("/v1/operators", body), args, sentence)
 
 
-def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
+def _bootstrap(args: argparse.Namespace) -> dict[str, Any]:
     """Write the enrolment into `control` ourselves. InvalidInput: the name is taken; BrokerAway."""
     import asyncio
 
@@ -67,6 +67,7 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
     kafka = settings.load(settings.Kafka)
     secret = _secret(args)
     token, _, _ = new_token("bmo")
+    roles = roles_from(args.role)
 
     async def write() -> None:
         if args.name in (await known_identities(kafka, secret)).operators:
@@ -75,7 +76,7 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
             kafka,
             service_signer(secret, "cli"),
             name=args.name,
-            roles=roles_from(args.role),
+            roles=roles,
             token=token,
             source="cli",
             reason="bootstrap by the command line",
@@ -85,7 +86,7 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, str]:
         asyncio.run(write())
     except (KafkaError, OSError) as error:
         raise BrokerAway(f"Kafka at {kafka.kafka} did not take it: {error} (BANKSMAN_KAFKA says where)") from None
-    return {"name": args.name, "token": token}
+    return {"name": args.name, "roles": roles, "token": token}
 
 
 def _secret(args: argparse.Namespace) -> Secret:
