@@ -74,6 +74,18 @@ class Store:
             raise self._ours(error) from None
         return result.column_names, result.result_rows
 
+    def raw(
+        self, sql: str, parameters: Mapping[str, Any], *, form: str, limits: Mapping[str, Any] | None = None
+    ) -> bytes:
+        """The whole answer as the server writes it in the format `form`, otherwise as `query`."""
+        try:
+            answer: bytes = self._connected().raw_query(
+                sql, parameters=dict(parameters), settings=dict(limits or {}), fmt=form
+            )
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._ours(error) from None
+        return answer
+
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
         """A statement without rows."""
         try:
@@ -130,6 +142,8 @@ class Store:
                 query_retries=0,
                 compress=False,
             )
+            if self._reader:
+                self._client.database = self.database  # not in get_client, which would ask for it before it is made
         return self._client
 
     def _ours(self, error: Exception) -> Exception:

@@ -1,0 +1,5 @@
+"""`python -m banksman.console`."""
+
+from banksman.console.main import run
+
+run()

@@ -1,0 +1,330 @@
+"""What is an agent doing right now, and who is there at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from starlette.responses import JSONResponse
+
+from banksman.console.parameters import given, of_replay
+from banksman.console.steps import COLUMNS, known, moment_ms, step, usd
+from banksman.events import is_name, rfc3339
+from banksman.http_problem import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from banksman.console.asking import Asking, Rows
+    from banksman.console.known import Known
+
+RUNNING_MS = 10_000
+OPEN_MS = 3_600_000
+RECENT = 200
+SHOWN = 5
+MOST_AGENTS = 10_000
+ACTIONS = ("tool.call", "api.request", "model.call")
+
+_LIVE = "agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND @REPLAY"
+
+RECENT_SQL = f"""
+SELECT {COLUMNS} FROM @events
+WHERE {_LIVE}
+ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
+LIMIT {RECENT}
+"""
+DECISION_SQL = f"""
+SELECT {COLUMNS} FROM @events
+WHERE {_LIVE} AND kind = 'decision' AND toString(id) NOT IN (
+    SELECT toString(parent) FROM @events
+    WHERE {_LIVE} AND kind = 'decision.void' AND received > now64(3) - INTERVAL 1 DAY)
+ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
+LIMIT 1
+"""
+OPEN_SQL = f"""
+SELECT toString(call) AS call_, argMin(service, place) AS service_, argMin(action, place) AS action_,
+    argMin(resource, place) AS resource_, argMin(branch, place) AS branch_,
+    toUnixTimestamp64Milli(min(received)) AS started_ms, any(session) AS session_
+FROM (SELECT *, (service = '', received, topic, offset) AS place FROM @events
+WHERE {_LIVE} AND @SINCE AND call != toUUID('00000000-0000-0000-0000-000000000000')
+    AND kind IN ('tool.call', 'decision', 'tool.result'))
+GROUP BY call
+HAVING countIf(kind = 'tool.call' OR decision = 'allow') > 0 AND countIf(kind = 'tool.result' OR decision = 'deny') = 0
+ORDER BY started_ms DESC
+LIMIT 1000
+"""
+ENDED_SQL = f"""
+SELECT session, toUnixTimestamp64Milli(max(received)) AS ended_ms FROM @events
+WHERE {_LIVE} AND @SINCE AND kind = 'session.ended' GROUP BY session
+"""
+SESSION_SQL = f"""
+SELECT toUnixTimestamp64Milli(min(received)) AS started_ms FROM @events
+WHERE {_LIVE} AND session = {{session:String}}
+"""
+APPROVAL_SQL = f"""
+SELECT kind, toUnixTimestamp64Milli(received) AS received_ms, raw FROM @events
+WHERE {_LIVE} AND approval = {{approval:String}} AND received > now64(3) - INTERVAL 31 DAY AND kind != 'decision'
+ORDER BY received
+"""
+SPENT_SQL = f"""
+SELECT sum(input_tokens + output_tokens + cache_write_tokens) AS used, sumOrNull(cost_usd) AS cost,
+    countIf(priced = 'unpriced') AS unpriced
+FROM (
+    SELECT input_tokens, output_tokens, cache_write_tokens, cost_usd, priced FROM @events
+    WHERE {_LIVE} AND received >= fromUnixTimestamp64Milli({{since:Int64}}) AND kind IN ('model.call', 'tool.result')
+    ORDER BY received, topic, partition, offset LIMIT 1 BY id)
+"""
+NEWEST_RUN_SQL = """
+SELECT argMax(replay, received) AS run FROM @events
+WHERE agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND replay != ''
+"""
+AGENTS_SQL = """
+SELECT agent, argMax(project, received) AS project_, argMax(session, received) AS session_, argMax(kind, received) AS last_kind,
+    toUnixTimestamp64Milli(max(received)) AS last_ms, argMaxIf(decision, received, kind = 'decision') AS last_decision,
+    argMaxIf(rule, received, kind = 'decision') AS last_rule, argMax(replay, received) AS replay_,
+    countIf(received > now64(3) - INTERVAL 1 MINUTE) AS events_last_minute
+FROM @events
+WHERE received > now64(3) - INTERVAL 1 DAY AND topic IN ('actions', 'decisions') AND verified AND @REPLAY AND @PROJECT
+GROUP BY agent ORDER BY last_ms DESC LIMIT 10000
+"""
+
+
+class Now:
+    """The two endpoints."""
+
+    def __init__(self, knows: Known, asking: Asking) -> None:
+        self._known, self._asking = knows, asking
+
+    async def now(self, request: Request) -> Response:
+        """`GET /v1/agents/{agent}/now`."""
+        began = time.perf_counter()
+        self._known.operator(request.scope["fields"])
+        agent = request.path_params["agent"]
+        found = given(request, "replay")
+        enrolled = self._known.identities.agents.get(agent)
+        if not is_name(agent):
+            raise problem(404, "that is not a name of an agent")
+        recent, run = await self._recent(agent, found)
+        if not recent and enrolled is None:
+            raise problem(404, f"no agent {agent} is enrolled, and nothing was received of one")
+        told = await self._told(agent, recent, run)
+        told["took_ms"] = round((time.perf_counter() - began) * 1000, 1)
+        return JSONResponse(told)
+
+    async def agents(self, request: Request) -> Response:
+        """`GET /v1/agents`."""
+        began = time.perf_counter()
+        self._known.operator(request.scope["fields"])
+        found = given(request, "project", "replay")
+        condition, values = of_replay(found)
+        sql = AGENTS_SQL.replace("@REPLAY", condition)
+        if "project" in found:
+            sql, values = sql.replace("@PROJECT", "project = {project:String}"), values | {"project": found["project"]}
+        rows = {row["agent"]: row for row in await self._asking.rows(sql.replace("@PROJECT", "true"), **values)}
+        for name, enrolled in self._known.identities.agents.items():
+            if (
+                name not in rows
+                and "replay" not in found
+                and found.get("project", enrolled.project) == enrolled.project
+            ):
+                rows[name] = {}
+        now_ms = time.time() * 1000
+        listed = [self._one(name, row, now_ms) for name, row in rows.items()]
+        listed.sort(key=lambda one: (one["last_seen"] is None, -rows[one["agent"]].get("last_ms", 0), one["agent"]))
+        return JSONResponse({"agents": listed[:MOST_AGENTS], "took_ms": round((time.perf_counter() - began) * 1000, 1)})
+
+    def _one(self, name: str, row: Mapping[str, Any], now_ms: float) -> dict[str, Any]:
+        enrolled = self._known.identities.agents.get(name)
+        project = enrolled.project if enrolled else row.get("project_") or None
+        session, last_ms = row.get("session_") or None, row.get("last_ms")
+        if not row.get("replay_") and self._known.controls.on(None, name, session):
+            state = "killed"
+        elif last_ms is None:
+            state = "never_seen"
+        elif row["last_kind"] == "session.ended":
+            state = "ended"
+        else:
+            state = "running" if now_ms - last_ms < RUNNING_MS else "idle"
+        return {
+            "agent": name, "project": project, "owner": enrolled.owner if enrolled else None,
+            "enrolled": enrolled is not None, "state": state, "session": session,
+            "last_seen": None if last_ms is None else moment_ms(last_ms), "last_kind": row.get("last_kind") or None,
+            "last_decision": row.get("last_decision") or None, "last_rule": row.get("last_rule") or None,
+            "events_last_minute": row.get("events_last_minute", 0), "replay": row.get("replay_") or None,
+        }  # fmt: skip
+
+    async def _recent(self, agent: str, found: dict[str, str]) -> tuple[Rows, str]:
+        """The newest records, and the replay that they are of ("" for live)."""
+        condition, values = of_replay(found)
+        recent = await self._asking.rows(RECENT_SQL.replace("@REPLAY", condition), agent=agent, **values)
+        if recent:
+            return recent, recent[0]["replay"]
+        if "replay" in found:
+            raise problem(404, f"nothing of {agent} is in the replay {found['replay']}", field="replay")
+        run = (await self._asking.rows(NEWEST_RUN_SQL, agent=agent))[0]["run"]
+        if not run:
+            return [], ""
+        return await self._asking.rows(
+            RECENT_SQL.replace("@REPLAY", "replay = {replay:String}"), agent=agent, replay=run
+        ), run
+
+    async def _told(self, agent: str, recent: Rows, run: str) -> dict[str, Any]:
+        enrolled = self._known.identities.agents.get(agent)
+        newest = recent[0] if recent else None
+        project = newest["project"] if newest is not None and (run or enrolled is None) else None
+        project = project or (enrolled.project if enrolled else None)
+        owner = enrolled.owner if enrolled else next((row["owner"] for row in recent if row["owner"]), None)
+        session = newest["session"] if newest else None
+        budget = self._known.budget(project, agent)
+        zone = _zone(budget.get("timezone", "UTC"))
+        since, until = _day(zone)
+        last, open_calls, ended, started, spent = await asyncio.gather(
+            self._ask(DECISION_SQL, agent, run),
+            self._ask(OPEN_SQL, agent, run),
+            self._ask(ENDED_SQL, agent, run),
+            self._ask(SESSION_SQL, agent, run, session=session or ""),
+            self._ask(SPENT_SQL, agent, run, since=int(since.timestamp() * 1000)),
+        )
+        now_ms = time.time() * 1000
+        over = {row["session"]: row["ended_ms"] for row in ended}
+        open_calls = [row for row in open_calls if row["started_ms"] > over.get(row["session_"], 0)]
+        decided = last[0] if last else None
+        waits = await self._waits(agent, run, decided) if decided and decided["decision"] == "approve" else None
+        controls = self._known.controls.on(project, agent, session)
+        fatal = [one for one in controls if one.kind != "project.paused"] if not run else []
+        state, at_ms = _state(recent, open_calls, waits, decided, now_ms)
+        since_told = fatal[0].at if fatal else None if at_ms is None else moment_ms(at_ms)
+        opened = open_calls[0] if open_calls else None
+        return {
+            "agent": agent, "project": project, "owner": owner or None, "replay": run or None,
+            "state": "killed" if fatal else state, "since": since_told,
+            "session": session, "session_started": moment_ms(started[0]["started_ms"]) if session else None,
+            "last_seen": moment_ms(newest["received_ms"]) if newest else None,
+            "open_call": None if opened is None else {
+                "call": opened["call_"], **{name: opened[f"{name}_"] or None for name in ("service", "action", "resource", "branch")},
+                "started": moment_ms(opened["started_ms"]), "age_s": _age(now_ms, opened["started_ms"]),
+            },
+            "open_calls": len(open_calls),
+            "last_decision": None if decided is None else {
+                **{name: decided[name] or None for name in (
+                    "decision", "tier", "rule", "reason", "policy_version", "service", "action", "resource", "branch",
+                    "approval",
+                )},
+                "id": decided["id_"], "at": moment_ms(decided["received_ms"]), "age_s": _age(now_ms, decided["received_ms"]),
+            },
+            "approval": waits,
+            "tokens": {
+                "used": spent[0]["used"], "limit": budget.get("daily_tokens"), "cost_usd": usd(spent[0]["cost"]),
+                "limit_usd": budget.get("daily_cost_usd"), "unpriced_calls": spent[0]["unpriced"], "window": "day",
+                "timezone": zone.key, "since": rfc3339(since), "resets_at": rfc3339(until),
+            },
+            "last_actions": last_actions(recent),
+            "controls": [{"kind": one.kind, "by": one.by, "reason": one.reason, "at": one.at} for one in controls],
+        }  # fmt: skip
+
+    async def _ask(self, sql: str, agent: str, run: str, **values: Any) -> Rows:
+        # A replay keeps its own times: what of it is "open" is judged over the whole run.
+        since = "true" if run else "received > now64(3) - INTERVAL 1 DAY"
+        text = sql.replace("@REPLAY", "replay = {replay:String}").replace("@SINCE", since)
+        return await self._asking.rows(text, agent=agent, replay=run, **values)
+
+    async def _waits(self, agent: str, run: str, decided: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The approval that nobody has answered and that has not run out, or None."""
+        if not decided["approval"]:
+            return None
+        rows = await self._ask(APPROVAL_SQL, agent, run, approval=decided["approval"])
+        if any(row["kind"] != "approval.requested" for row in rows):
+            return None
+        for row in rows:
+            expires_at = json.loads(row["raw"]).get("expires_at")
+            if isinstance(expires_at, str) and expires_at > rfc3339():
+                requested = moment_ms(row["received_ms"])
+                return {"approval": decided["approval"], "requested": requested, "expires_at": expires_at}
+        return None
+
+
+def last_actions(recent: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The newest five actions of newest-first rows, each with the decision and the result that belong to it."""
+    decisions: dict[str, Mapping[str, Any]] = {}
+    results: dict[str, Mapping[str, Any]] = {}
+    calls = {row["call_"] for row in recent if row["kind"] == "tool.call"}
+    shown: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for row in recent:
+        call = known(row["call_"])
+        if row["id_"] in seen:
+            continue
+        seen.add(row["id_"])
+        if row["kind"] == "tool.result" and call:
+            results.setdefault(call, row)
+        if row["kind"] == "decision" and call:
+            decisions.setdefault(call, row)
+        alone = row["kind"] == "decision" and row["call_"] not in calls
+        if len(shown) < SHOWN and (row["kind"] in ACTIONS or alone):
+            shown.append(_action(row, decisions.get(call or row["id_"]), results.get(call or "")))
+    return shown
+
+
+def _action(
+    row: Mapping[str, Any], decision: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    own = step(row)
+    made = {name: own[name] for name in (
+        "time", "kind", "id", "call", "service", "action", "resource", "branch", "model", "decision", "rule", "reason",
+        "status", "error", "duration_ms", "tokens", "cost_usd",
+    )}  # fmt: skip
+    made["session"] = row["session"]
+    if decision is not None:
+        made |= {name: decision[name] or None for name in ("decision", "rule", "reason")}
+    if result is not None:
+        told = step(result)
+        made |= {name: told[name] for name in ("status", "error", "duration_ms", "tokens", "cost_usd")}
+    denied = made["decision"] == "deny"
+    made["open"] = row["kind"] == "tool.call" and result is None and not denied
+    return made
+
+
+def _state(
+    recent: Rows, open_calls: Rows, waits: dict[str, Any] | None, decided: Mapping[str, Any] | None, now_ms: float
+) -> tuple[str, int | None]:
+    """(state, since when in ms) of what was received; controls come before it."""
+    if not recent:
+        return "never_seen", None
+    newest = recent[0]
+    if newest["kind"] == "session.ended":
+        return "ended", newest["received_ms"]
+    young = [row for row in open_calls if now_ms - row["started_ms"] < OPEN_MS]
+    # A call that waits for its approval is not being carried out.
+    if waits is not None and decided is not None and (not young or young[0]["call_"] == decided["call_"]):
+        return "waiting", decided["received_ms"]
+    if young:
+        return "running", young[0]["started_ms"]
+    if now_ms - newest["received_ms"] < RUNNING_MS:
+        return "running", newest["received_ms"]
+    return "idle", newest["received_ms"]
+
+
+def _age(now_ms: float, then_ms: int) -> float:
+    return round(max(0.0, now_ms - then_ms) / 1000, 3)
+
+
+def _zone(name: object) -> ZoneInfo:
+    try:
+        return ZoneInfo(str(name))
+    except (OSError, ValueError, KeyError):  # the enforcer knew it when it loaded the policy; this machine does not
+        return ZoneInfo("UTC")
+
+
+def _day(zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Midnight before and after now, in the zone."""
+    here = datetime.now(zone)
+    start = here.replace(hour=0, minute=0, second=0, microsecond=0)
+    after = (start + timedelta(days=1)).replace(hour=0)
+    return start.astimezone(UTC), after.astimezone(UTC)

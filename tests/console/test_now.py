@@ -1,0 +1,136 @@
+"""`GET /v1/agents/{agent}/now`: each state, and what stands beside it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tests.console.conftest import Stand
+from tests.enforcer.conftest import until
+
+from banksman import events
+from banksman.events import AgentRevoked, PolicyLoaded, rfc3339, uuid7
+
+PUSH = {"service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a", "args": {"force": False}}
+
+
+def now(stand: Stand, agent: str, query: str = ""):
+    return stand.get(f"/v1/agents/{agent}/now{query}")
+
+
+def test_an_agent_at_work(stand: Stand) -> None:
+    started = stand.action("session.started", "worker", "w1")
+    model = stand.action(
+        "model.call", "worker", "w1", model="claude-sonnet-4-5", input_tokens=100, output_tokens=20, cost_usd=0.5
+    )
+    call = stand.action("tool.call", "worker", "w1", **PUSH)
+    stand.publish(started, model, call, stand.decision(call))
+    told = now(stand, "worker")
+    assert told["state"] == "running"
+    assert told["session"] == "w1"
+    assert told["open_call"]["call"] == call["id"]
+    assert told["open_call"]["branch"] == "feature/a"
+    assert told["open_calls"] == 1
+    assert (told["last_decision"]["decision"], told["last_decision"]["rule"]) == ("allow", "worker/allow/0")
+    assert (told["tokens"]["used"], told["tokens"]["cost_usd"], told["tokens"]["limit"]) == (120, 0.5, None)
+    assert [(one["kind"], one["open"]) for one in told["last_actions"]] == [("tool.call", True), ("model.call", False)]
+    assert told["last_actions"][0]["decision"] == "allow"
+    result = stand.action(
+        "tool.result", "worker", "w1", call=call["id"], parent=call["id"], status="ok", duration_ms=12.5
+    )
+    stand.publish(result)
+    told = now(stand, "worker")
+    assert told["open_call"] is None
+    assert (told["last_actions"][0]["status"], told["last_actions"][0]["duration_ms"]) == ("ok", 12.5)
+    stand.publish(stand.action("session.ended", "worker", "w1", status="ok"))
+    assert now(stand, "worker")["state"] == "ended"
+
+
+def test_a_denied_call_is_not_open(stand: Stand) -> None:
+    call = stand.action("tool.call", "denied", "d1", **PUSH)
+    stand.publish(call, stand.decision(call, "deny", reason="never"))
+    told = now(stand, "denied")
+    assert told["open_calls"] == 0
+    assert told["last_actions"][0]["open"] is False
+
+
+def test_waiting_for_a_human(stand: Stand) -> None:
+    call, approval = stand.action("tool.call", "waiter", "q1", **PUSH), uuid7()
+    expires = rfc3339(datetime.now(UTC) + timedelta(minutes=15))
+    asked = stand.decision(call, "approve", approval=approval, reason="approval_required")
+    requested = {
+        "v": 1, "id": uuid7(), "time": events.rfc3339(), "kind": "approval.requested", "source": "enforcer#1",
+        "call": call["id"], "project": "shop", "agent": "waiter", "session": "q1", "approval": approval, "service": "git", "action": "push",
+        "expires_at": expires,
+    }  # fmt: skip
+    stand.publish(call, asked, requested)
+    told = now(stand, "waiter")
+    assert told["state"] == "waiting"
+    assert (told["approval"]["approval"], told["approval"]["expires_at"]) == (approval, expires)
+    answered = {name: requested[name] for name in ("v", "source", "project", "agent", "session", "approval")}
+    stand.publish(answered | {"id": uuid7(), "time": events.rfc3339(), "kind": "approval.approved", "approver": "vera"})
+    assert now(stand, "waiter")["state"] == "running"
+
+
+def test_who_was_never_seen_and_who_is_not_there(stand: Stand) -> None:
+    told = now(stand, "stranger")
+    assert (told["state"], told["session"], told["last_actions"]) == ("never_seen", None, [])
+    assert told["owner"] == "ann"
+    assert "no agent nobody-at-all" in stand.get("/v1/agents/nobody-at-all/now", 404)["detail"]
+
+
+def test_a_voided_decision_is_not_the_last_one(stand: Stand) -> None:
+    call = stand.action("tool.call", "voided", "v1", **PUSH)
+    first, second = stand.decision(call), stand.decision(call, rule="voided/allow/1")
+    void = {name: second[name] for name in ("v", "source", "project", "agent", "session")}
+    void |= {
+        "id": uuid7(),
+        "time": events.rfc3339(),
+        "kind": "decision.void",
+        "parent": second["id"],
+        "reason": "lease_ended",
+    }
+    stand.publish(call, first, second, void)
+    assert now(stand, "voided")["last_decision"]["rule"] == "voided/allow/0"
+
+
+def test_nothing_unsigned_counts(stand: Stand) -> None:
+    call = stand.action("tool.call", "honest", "h1", **PUSH)
+    stand.publish(call)
+    stand.publish(stand.action("session.ended", "honest", "h1", source="liar"), signed=False)
+    assert now(stand, "honest")["state"] == "running"
+
+
+def test_a_replay_is_history(stand: Stand) -> None:
+    call = stand.action("tool.call", "recorded", "r1", **PUSH)
+    stand.publish(call, replay="run-1")
+    told = now(stand, "recorded")
+    assert (told["replay"], told["session"]) == ("run-1", "r1")
+    assert now(stand, "recorded", "?replay=run-1")["session"] == "r1"
+    stand.get("/v1/agents/recorded/now?replay=run-2", 404)
+    listed = {one["agent"] for one in stand.get("/v1/agents")["agents"]}
+    assert "recorded" not in listed
+    assert {"worker", "buyer"} <= listed | {"worker"}
+
+
+def test_limits_come_from_the_policy_in_force(stand: Stand) -> None:
+    budget = '{"daily_cost_usd":40.0,"daily_tokens":500,"timezone":"Europe/Berlin"}'
+    text = f'{{"agents":{{"buyer":{{"budget":{budget}}}}},"project":"shop"}}'
+    loaded = PolicyLoaded(
+        v=1, id=uuid7(), time=rfc3339(), source="test", project="shop", policy_version="shop@v4+sha256:0123456789ab", text=text,
+        replica="r",
+    )  # fmt: skip
+    stand.desk.write(loaded)
+    until(lambda: now(stand, "buyer")["tokens"]["limit"] == 500)
+    told = now(stand, "buyer")["tokens"]
+    assert (told["limit_usd"], told["timezone"]) == (40.0, "Europe/Berlin")
+
+
+def test_a_revoked_agent_is_killed_whatever_it_sent(stand: Stand) -> None:
+    stand.publish(stand.action("note", "seller", "s9", text="hello"))
+    revoked = AgentRevoked(
+        v=1, id=uuid7(), time=rfc3339(), source="test", by="root", agent="seller", project="shop", reason="it leaks"
+    )
+    stand.desk.write(revoked)
+    until(lambda: now(stand, "seller")["state"] == "killed")
+    (control,) = now(stand, "seller")["controls"]
+    assert (control["kind"], control["by"], control["reason"]) == ("agent.revoked", "root", "it leaks")
