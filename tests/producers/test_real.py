@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from aiokafka.protocol.admin import CreateAclsRequest
-from tests.enforcer.conftest import Desk, Shop, make_desk, open_shop, shop, until
+from tests.enforcer.conftest import Desk, Shop, shop, until
 from tests.producers.conftest import Agent
 from tests.producers.proxy import Proxy
 from tests.servers import Broker
@@ -26,7 +26,7 @@ from banksman.topics import Topic
 
 __all__ = ["shop"]
 
-ALLOWED = {"resource": "acme/billing", "branch": "feature/a"}
+ALLOWED: dict[str, Any] = {"resource": "acme/billing", "branch": "feature/a"}
 
 
 def actions(shop: Shop, session: str, at_least: int = 0) -> list[dict[str, Any]]:
@@ -343,7 +343,3 @@ def test_a_broker_that_is_killed_and_comes_back(shop: Shop, broker: Broker, make
     shop.tape.wait(Topic.ACTIONS, lambda r: r.get("session") == "killed" and r["text"] == str(reported - 1), 1, 60)
     shown = [int(record["text"]) for record in once_by_id(actions(shop, "killed"))]
     assert shown == list(range(reported))
-
-
-assert make_desk
-assert open_shop

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
+from banksman import codec
 from banksman.canonical import parse
 from banksman.errors import InvalidInput
 from banksman.events import is_name, rfc3339
+from banksman.topics import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +48,14 @@ RESULT_FIELDS = (
     "status", "error", "result", "result_hash", "outcome_hash", "result_size", "duration_ms",
     "input_tokens", "output_tokens", "cost_usd",
 )  # fmt: skip
+_SOME_EVENT = {
+    "v": 1, "id": "01a00000-0000-7000-8000-000000000000", "time": "2026-01-01T00:00:00.000000Z", "source": "replay",
+    "project": "p", "agent": "a", "session": "s",
+}  # fmt: skip
 WHO = ("time", "project", "agent", "session")
 TICK = timedelta(microseconds=1)
-MAX_LINE = 8 * 1024 * 1024
+MAX_LINE = 1_000_000
+"""Bytes: what a line becomes must fit into an event, which is at most 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,28 @@ def parse_line(number: int, raw: bytes) -> Recorded:
     if fields["status"] not in ("ok", "error", "denied"):
         raise InvalidInput("must be ok, error or denied", field=f"{where}: status")
     project, agent, session = (fields.pop(name) for name in WHO[1:])
+    _check(fields, where)
     return Recorded(number, _time(fields.pop("time"), where), project, agent, session, fields)
+
+
+def _check(fields: dict[str, Any], where: str) -> None:
+    """InvalidInput: a field that the events of this line could not have, so that it is said before anything is sent."""
+    intent, outcome, extra = _parts(fields)
+    for kind, own in (("tool.call", extra | intent), ("tool.result", outcome)):
+        try:
+            codec.validate(_SOME_EVENT | {"kind": kind} | own, Topic.ACTIONS)
+        except InvalidInput as error:
+            raise InvalidInput(error.message, field=f"{where}: {error.field}") from None
+
+
+def _parts(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What belongs to the intent, what to the outcome, and what is nobody's: it is kept with the intent."""
+    known = {*CALL_FIELDS, *RESULT_FIELDS, "reason"}
+    return (
+        {name: fields[name] for name in CALL_FIELDS if name in fields},
+        {name: fields[name] for name in RESULT_FIELDS if name in fields},
+        {name: value for name, value in fields.items() if name not in known},
+    )
 
 
 def _time(text: str, where: str) -> datetime:
@@ -155,7 +183,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while raw := file.readline(MAX_LINE + 1):
                 number += 1
                 if len(raw) > MAX_LINE:
-                    raise InvalidInput(f"is longer than {MAX_LINE >> 20} MiB", field=f"line {number}")
+                    raise InvalidInput(f"is longer than {MAX_LINE:,} bytes", field=f"line {number}")
                 yield number, raw
     except (OSError, EOFError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
@@ -255,14 +283,11 @@ def script(action: Recorded, found: Survey, names: Names) -> Script:
     ended = action.when + timedelta(milliseconds=_number(action.fields.get("duration_ms")))
     call = _id(found, action, "tool.call")
 
-    def event(kind: str, when: datetime, **more: Any) -> dict[str, Any]:
+    def event(kind: str, when: datetime, /, **more: Any) -> dict[str, Any]:
         head = {"v": 1, "id": _id(found, action, kind), "time": rfc3339(when), "kind": kind, **who}
         return head | {"source": f"replay#{found.run[7:]}"} | more
 
-    known = {*CALL_FIELDS, *RESULT_FIELDS, "reason"}
-    extra = {name: value for name, value in action.fields.items() if name not in known}
-    intent = {name: action.fields[name] for name in CALL_FIELDS if name in action.fields}
-    outcome = {name: action.fields[name] for name in RESULT_FIELDS if name in action.fields}
+    intent, outcome, extra = _parts(action.fields)
     question = {
         "id": _id(found, action, "decision"),
         "call": call,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from banksman.cli.recording import Names, Survey
     from banksman.cli.rerun import Rerun
+    from banksman.producers.recorded import RecordedEmitter
+    from banksman.settings import Client
 
 HELP = """Send a file of recorded actions (JSON lines, plain or .gz, one action a line) through the real emitter and enforcer:
 for each a tool.call, the decision that today's policies give, and the result that the recording holds. Times are kept. The
@@ -50,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("must be greater than 0", field="--speed")
     found = recording.survey(args.file)
     names = recording.Names.of(found)
-    show.note(
-        f"{args.file}: {found.actions:,} actions of {len(found.agents)} agents in {len(found.begins):,} sessions, as {found.run}"
-    )
+    counted = f"{found.actions:,} actions of {len(found.agents)} agents in {len(found.begins):,} sessions"
+    show.note(f"{args.file}: {counted}, as {found.run}")
     _show_names(names, every=False)
     if args.dry_run:
         if args.json:
@@ -91,14 +93,23 @@ def opened(file: Path, found: Survey, *, speed: float | None) -> Iterator[Rerun]
     folder = Folder(Path(settings.load(settings.Local).data))
     journal = Journal(folder.replays, found.run, f"{known.url} {token.split('_')[1] if token.count('_') > 1 else ''}")
     try:
-        with _emitter(found.run, known.url, token) as sender:
+        with _emitter(found.run, known, token, journal.path.with_suffix(".spool")) as sender:
             yield Rerun(file, found, journal, sender, lambda: client.enforcer(keep=True), speed=speed)
     finally:
         journal.close()
 
 
-def _emitter(run: str, url: str, token: str) -> Any:
-    raise NotImplementedError
+@contextlib.contextmanager
+def _emitter(run: str, known: Client, token: str, home: Path) -> Iterator[RecordedEmitter]:
+    """The emitter, with a spool of its own beside the journal: what a killed run had not sent is sent by the next one."""
+    from banksman.producers.recorded import RecordedEmitter
+
+    emitter = RecordedEmitter(run, known.url, token, spool=home, ca_file=known.ca_file)
+    try:
+        yield emitter
+    finally:
+        if emitter.close():
+            shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from banksman.cli import recording
 from banksman.cli.client import Problem
-from banksman.errors import BanksmanError, Unavailable
+from banksman.errors import BanksmanError, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,9 @@ class Rerun:
             self.stop()  # what is on its way is finished and written down
             for thread in (feeder, *threads):
                 thread.join()
+        except BaseException:
+            self.stop()
+            raise
         self._commit(progress)
         if self._error is not None:
             raise self._error
@@ -101,11 +104,11 @@ class Rerun:
         try:
             began, first = time.monotonic(), None
             for action in recording.read(self._path):
-                first = first or action.when
                 if action.line in self._journal.done:
                     self.skipped += 1
                     self._count(action, self._journal.done[action.line])
                     continue
+                first = first or action.when
                 if not self._due(action.when, first, began):
                     break
                 self._put(queues[zlib.crc32(action.agent.encode("utf-8", "surrogatepass")) % THREADS], action)
@@ -136,7 +139,12 @@ class Rerun:
             while (action := own.get()) is not None:
                 if self._stop.is_set():
                     continue
-                outcome = self._send(enforcer, recording.script(action, self._found, self._names))
+                try:
+                    outcome = self._send(enforcer, recording.script(action, self._found, self._names))
+                except Problem as error:
+                    if error.exit_code == 2:
+                        raise InvalidInput(f"the enforcer refused it: {error}", field=f"line {action.line}") from None
+                    raise
                 with self._lock:
                     self._decided.append((action.line, outcome))
                     self.sent += 1

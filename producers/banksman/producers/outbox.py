@@ -84,7 +84,7 @@ class Outbox:
 
     def __init__(self, home: Path, name: str, record: Record, transport: Transport, bounds: Bounds) -> None:
         """`home`: the folder that holds the spools of all processes of one author. `name`: of `source`, before the `#`."""
-        self._home, self._name, self._record, self._transport, self._bounds = home, name, record, transport, bounds
+        self.home, self._name, self._record, self._transport, self._bounds = home, name, record, transport, bounds
         self._lock = threading.RLock()
         self._closed = False
         self._ended: Stats | None = None
@@ -220,13 +220,13 @@ class Outbox:
     def _open(self) -> tuple[Spool | Unspooled, str]:
         claim = None
         try:
-            claim = claims.own(self._home)
+            claim = claims.own(self.home)
             spool = Spool(claim.folder, cap=self._bounds.spool, keep=self._bounds.keep, memory=self._bounds.memory)
         except OSError as error:
             if claim is not None:
                 claim.release()
             _log.warning(
-                "no spool in %s (%s): what is not sent is lost when this process dies", self._home, error.strerror
+                "no spool in %s (%s): what is not sent is lost when this process dies", self.home, error.strerror
             )
             return Unspooled(
                 error.strerror or str(error), memory=self._bounds.memory
@@ -237,7 +237,7 @@ class Outbox:
     def _abandoned(self) -> Iterator[Source]:
         """Spools that wait and whose processes are gone. Empty ones are left for those who come, or tidied away."""
         with contextlib.suppress(OSError):
-            for claim in claims.abandoned(self._home):
+            for claim in claims.abandoned(self.home):
                 try:
                     spool = Spool(claim.folder, cap=sys.maxsize, keep=True)
                 except OSError:
