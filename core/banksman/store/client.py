@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+from clickhouse_connect import common
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from urllib3.exceptions import HTTPError
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
     from banksman.settings import ClickHouse
+
+# A read-only user may make its limits tighter. Only the server knows which: the client would refuse them all without asking.
+common.set_setting("invalid_setting_action", "send")
+logging.getLogger("clickhouse_connect.driver.client").setLevel(logging.ERROR)  # it warns of each one that is sent
 
 # Errors that are about the data or the question: trying again cannot help. Everything else (disk, memory, too many parts,
 # network, and what nobody foresaw) may pass.
