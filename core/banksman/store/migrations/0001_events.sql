@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS `@database@`.events
     partition UInt16,
     offset UInt64 CODEC(Delta, ZSTD(1)),
     raw String CODEC(ZSTD(3)) COMMENT 'the record as it was written',
-    body_hash UInt64 DEFAULT sipHash64(raw),
+    body_hash UInt128 DEFAULT reinterpretAsUInt128(SHA256(raw)) COMMENT 'tells resent records from reused ids; nobody finds two texts with one',
 
     INDEX ix_session session TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX ix_id id TYPE bloom_filter(0.001) GRANULARITY 1,
