@@ -66,7 +66,7 @@ def calm(client: Any) -> None:
 
 
 class _Record:
-    __slots__ = ("acknowledged", "deadline", "headers", "key", "landed", "sent", "value")
+    __slots__ = ("acknowledged", "deadline", "headers", "key", "landed", "queue", "value")
 
     def __init__(
         self,
@@ -76,10 +76,12 @@ class _Record:
         acknowledged: asyncio.Future[int],
         deadline: float,
         landed: Callable[[int], None] | None,
+        queue: deque[_Record],
     ) -> None:
         self.key, self.value, self.headers = key, value, headers
         self.acknowledged, self.deadline, self.landed = acknowledged, deadline, landed
-        self.sent = False
+        self.queue = queue
+        """Where it waits to be sent, with what goes to the same partition."""
 
 
 class Publisher:
@@ -113,11 +115,11 @@ class Publisher:
         if self.pending >= self._bound:
             raise Unavailable(f"{self.pending} records are waiting for {self.topic}")
         loop = asyncio.get_running_loop()
-        record = _Record(key, value, headers, loop.create_future(), time.monotonic() + self._deadline, landed)
-        self.pending += 1
         waiting = self._waiting.get(partition)
         if waiting is None:
             waiting = self._waiting[partition] = deque()
+        record = _Record(key, value, headers, loop.create_future(), time.monotonic() + self._deadline, landed, waiting)
+        self.pending += 1
         waiting.append(record)
         self._open.append(record)
         if partition not in self._flights:
@@ -144,7 +146,6 @@ class Publisher:
                         continue
                     if batch.append(key=record.key, value=record.value, timestamp=None, headers=record.headers) is None:
                         break
-                    record.sent = True
                     # The batch has its own copy. What waits for the sweep must be small: thousands of records a second
                     # for the length of the deadline would push everything else out of the processor's caches.
                     record.value, record.headers = b"", []
@@ -188,7 +189,12 @@ class Publisher:
     def _expire(self) -> None:
         now = time.monotonic()
         while self._open and (self._open[0].acknowledged.done() or self._open[0].deadline <= now):
-            _fail(self._open.popleft(), BrokerAway(f"{self.topic}: not acknowledged within {self._deadline:g} s"))
+            record = self._open.popleft()
+            _fail(record, BrokerAway(f"{self.topic}: not acknowledged within {self._deadline:g} s"))
+            queue = record.queue
+            while queue and queue[0].acknowledged.done():  # it holds no place: another partition may have a use for it
+                queue.popleft()
+                self.pending -= 1
         loop = asyncio.get_running_loop()
         self._sweep = loop.call_later(self._open[0].deadline - now, self._expire) if self._open else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -14,10 +14,16 @@ from banksman.errors import BadDeployment, BrokerAway
 from banksman.topics import SPECS, Topic
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from banksman.settings import Kafka
 
 
-async def connect_admin(settings: Kafka, *, patience: float = 30.0) -> AIOKafkaAdminClient:
+PATIENCE_S = 30.0
+T = TypeVar("T")
+
+
+async def connect_admin(settings: Kafka, *, patience: float = PATIENCE_S) -> AIOKafkaAdminClient:
     """A started admin client; tries until `patience` seconds are over, then BrokerAway."""
     until = time.monotonic() + patience
     while True:
@@ -33,19 +39,39 @@ async def connect_admin(settings: Kafka, *, patience: float = 30.0) -> AIOKafkaA
             return admin
 
 
-async def missing_topics(settings: Kafka) -> list[str]:
+async def _asked(settings: Kafka, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], patience: float) -> T:
+    """What an admin client is answered. A broker that has just come back knows nobody yet: that is asked again.
+
+    Raises BrokerAway when `patience` seconds are over, BadDeployment when asking again would not help.
+    """
+    until = time.monotonic() + patience
+    while True:
+        admin = await connect_admin(settings, patience=max(0.0, until - time.monotonic()))
+        try:
+            return await question(admin)
+        except (KafkaError, OSError) as error:
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise BadDeployment(f"Kafka at {settings.kafka} refuses: {error}") from None
+            if time.monotonic() >= until:
+                raise BrokerAway(f"the broker at {settings.kafka} does not answer: {error}") from None
+            await asyncio.sleep(0.1)
+        finally:
+            await admin.close()
+
+
+async def missing_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> list[str]:
     """Names of the topics that are not there."""
-    admin = await connect_admin(settings)
-    try:
-        there = set(await admin.list_topics())
-    finally:
-        await admin.close()
+
+    async def listed(admin: AIOKafkaAdminClient) -> set[str]:
+        return set(await admin.list_topics())
+
+    there = await _asked(settings, listed, patience)
     return [name for name in map(settings.topic, SPECS) if name not in there]
 
 
-async def create_topics(settings: Kafka) -> list[str]:
+async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> list[str]:
     """Make the topics that are not there -> their names. What is there is left as it is; `check_topics` judges it."""
-    missing = await missing_topics(settings)
+    missing = await missing_topics(settings, patience=patience)
     wanted = [
         NewTopic(
             settings.topic(spec.topic),
@@ -56,35 +82,37 @@ async def create_topics(settings: Kafka) -> list[str]:
         for spec in SPECS.values()
         if settings.topic(spec.topic) in missing
     ]
-    if wanted:
-        admin = await connect_admin(settings)
-        try:
-            answer = await admin.create_topics(wanted)
-        finally:
-            await admin.close()
-        for name, code, message in answer.topic_errors:
+
+    async def created(admin: AIOKafkaAdminClient) -> None:
+        for name, code, message in (await admin.create_topics(wanted)).topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good
+                if error.retriable:
+                    raise error(message)
                 raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
+
+    if wanted:
+        await _asked(settings, created, patience)
     return missing
 
 
-async def check_topics(settings: Kafka) -> dict[Topic, int]:
-    """-> partitions per topic. BadDeployment names everything that is not as the promises need it.
+async def check_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> dict[Topic, int]:
+    """-> partitions per topic. BadDeployment names everything that is not as the promises need it; BrokerAway.
 
     `control` must be one compacted partition (its order is the truth and nothing may age out of it), every topic
     stamped by the broker (LogAppendTime), no unclean leader election, min.insync.replicas >= 2 with 3 copies, and
     `actions` and `decisions` must have the same number of partitions.
     """
-    admin = await connect_admin(settings)
+    names = {settings.topic(topic): topic for topic in SPECS}
+
+    async def described_all(admin: AIOKafkaAdminClient) -> tuple[list[dict[str, Any]], list[Any]]:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        return await admin.describe_topics(list(names)), await admin.describe_configs(resources)
+
+    topics, answers = await _asked(settings, described_all, patience)
+    described = {topic["topic"]: topic for topic in topics}
     wrong: list[str] = []
     partitions: dict[Topic, int] = {}
-    try:
-        names = {settings.topic(topic): topic for topic in SPECS}
-        described = {d["topic"]: d for d in await admin.describe_topics(list(names))}
-        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
-    finally:
-        await admin.close()
     configs = {
         resource[3]: {entry[0]: entry[1] for entry in resource[4]}
         for answer in answers

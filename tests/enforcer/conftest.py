@@ -338,6 +338,9 @@ def make_replica(desk: Desk, name: str = "enforcer", *, policies: Path | None = 
         "BANKSMAN_SECRET_FILE": str(desk.folder / "secret.json"),
         "BANKSMAN_POLICIES": str(policies or desk.policies),
         "BANKSMAN_ENFORCER_PORT": "0",
+        # So that a loaded machine loses no lease and no record; tests of leases and deadlines have their own.
+        "BANKSMAN_LEASE_S": "10",
+        "BANKSMAN_RECORD_DEADLINE_S": "10",
         **more,
     }
     return Enforcer(desk.folder, environment, name)

@@ -162,7 +162,7 @@ def test_what_is_too_large_is_cut_and_decided_all_the_same(shop: Shop) -> None:
 def test_an_answer_says_how_long_it_is_good_for(shop: Shop) -> None:
     answer = shop.decide()
     left = (datetime.fromisoformat(answer.body["valid_until"]) - datetime.now(UTC)).total_seconds()
-    assert -1 < left < 1.6
+    assert 0 < left <= 10  # BANKSMAN_LEASE_S, here
 
 
 # ── shadow ──
@@ -251,7 +251,8 @@ def test_the_same_question_gets_the_same_answer_and_one_record(shop: Shop) -> No
 def test_another_question_under_the_same_id_is_refused(shop: Shop) -> None:
     question = uuid7()
     first = shop.decide(id=question)
-    for changes in ({"branch": "main"}, {"args": {}}, {"session": "s2"}, {"action": "pull"}):
+    others: list[dict[str, Any]] = [{"branch": "main"}, {"args": {}}, {"session": "s2"}, {"action": "pull"}]
+    for changes in others:
         other = shop.decide(id=question, **changes)
         assert (other.status, other.body["field"]) == (409, "id")
     assert shop.decide(id=question).body["id"] == first.body["id"]
@@ -336,7 +337,7 @@ def test_bad_questions_name_their_field(shop: Shop, body: Any, status: int, fiel
 
 def test_hostile_but_valid_arguments_do_not_stop_the_others(shop: Shop) -> None:
     """A megabyte that is slow to read is read aside: meanwhile others are answered, and no lease runs out."""
-    slow = {"args": {"many": [1.5] * 200_000}, "session": "slow"}
+    slow: dict[str, Any] = {"args": {"many": [1.5] * 200_000}, "session": "slow"}
     done = threading.Event()
     statuses: list[int] = []
 

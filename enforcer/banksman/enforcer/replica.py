@@ -99,9 +99,7 @@ class Replica:
         said = False
         while True:
             try:
-                admin = await provision.connect_admin(self.kafka, patience=0)
-                await admin.close()
-                await self.records.connect(await provision.check_topics(self.kafka))
+                await self.records.connect(await provision.check_topics(self.kafka, patience=0))
             except (BrokerAway, KafkaError, OSError) as error:
                 if not said:
                     _log.warning("waiting for Kafka: %s", error)
