@@ -144,8 +144,9 @@ def parse_line(number: int, raw: bytes) -> Recorded:
     if fields["status"] not in ("ok", "error", "denied"):
         raise InvalidInput("must be ok, error or denied", field=f"{where}: status")
     project, agent, session = (fields.pop(name) for name in WHO[1:])
+    when = _time(fields.pop("time"), where)
     _check(fields, where)
-    return Recorded(number, _time(fields.pop("time"), where), project, agent, session, fields)
+    return Recorded(number, when, project, agent, session, fields)
 
 
 def _check(fields: dict[str, Any], where: str) -> None:
