@@ -24,9 +24,9 @@ _INDEX_CODES = "BHI"
 def block(columns: Iterable[tuple[str, str, Sequence[Any]]], rows: int) -> bytes:
     """(name, ClickHouse type, values) of every column -> the bytes of one block of `rows` rows.
 
-    None stands for what is absent: NULL where the type is Nullable, else its zero. Strings are text or bytes, DateTime64 an
-    integer of its ticks since 1970, Decimal an integer of its smallest unit, UUID its text. OverflowError, ValueError,
-    TypeError: a value that the type cannot hold.
+    None stands for what is absent: NULL where the type is Nullable, else its zero. Strings are all text or all bytes,
+    DateTime64 is an integer of its ticks since 1970, Decimal one of its smallest unit, UUID its text. At least one row.
+    OverflowError, ValueError, TypeError: a value that the type cannot hold.
     """
     head, made = 0, [b""]
     for name, type_, values in columns:
@@ -61,12 +61,13 @@ def texts(values: Sequence[str | bytes | None]) -> bytes:
 
 def words(values: Sequence[str | None]) -> bytes:
     """Strings that are mostly the same: each once, then one number a row."""
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(["", *values]))}
-    index = array(_INDEX_CODES[(len(numbers) > 1 << 8) + (len(numbers) > 1 << 16)], map(numbers.__getitem__, values))
+    keys: list[str] = ["", *set(values).difference(("", None))]  # type: ignore[list-item]  # None is gone
+    number: dict[str | None, int] = {key: place for place, key in enumerate(keys)} | {None: 0}
+    index = array(_INDEX_CODES[(len(keys) > 1 << 8) + (len(keys) > 1 << 16)], map(number.__getitem__, values))
     kind = (index.itemsize.bit_length() - 1) | _KEYS_FOLLOW
     return b"".join(
         (
-            _VERSION, kind.to_bytes(8, "little"), len(numbers).to_bytes(8, "little"), texts(list(numbers)),
+            _VERSION, kind.to_bytes(8, "little"), len(keys).to_bytes(8, "little"), texts(keys),
             len(values).to_bytes(8, "little"), _little(index),
         )
     )  # fmt: skip

@@ -93,7 +93,7 @@ class Archiver:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=8 << 20,
-            fetch_max_bytes=32 << 20,
+            fetch_max_bytes=16 << 20,
             max_poll_interval_ms=86_400_000,  # ClickHouse may be away for long: that is no reason to leave the group
             session_timeout_ms=6000,
             heartbeat_interval_ms=1000,
@@ -140,6 +140,7 @@ class Archiver:
                     await self._teller.tell(self._findings.overdue(_now_ms()))
                     continue
                 made = self._make(polled)
+                del polled  # its records are of no use any more, and many
                 not_before = 0.0 if made.records >= FULL_ROUND else time.monotonic() + PACE_S
                 if storing is not None:
                     await storing

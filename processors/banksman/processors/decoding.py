@@ -8,6 +8,7 @@ something does not fit, each record of the chunk is looked at by itself, and `co
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 
     from banksman.topics import Topic
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
+
 CHUNK = 1000
 """Records that one bad one among them makes slow."""
+
+DEPTH = 100
+"""Values in values that are looked into; entrances take 32. The decoder has no bound but the stack that is left to it, which
+is not the same everywhere.
+"""
 
 
 class AnyKind(msgspec.Struct, kw_only=True):
@@ -88,6 +97,8 @@ class Decoding:
             try:
                 for value in chunk:
                     value.isascii() or value.decode()  # in fields that no model knows, nobody else looks
+                    if value.count(b"{") + value.count(b"[") > DEPTH and too_deep(value):
+                        raise RecursionError
                 made = list(self._grouped(places, list(map(self._decode, chunk))))
                 fits = all(check(one.columns[field]) for one in made for field, check in self._checks(one.model))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -99,6 +110,8 @@ class Decoding:
 
     def one(self, value: bytes) -> Any:
         """One event. InvalidEvent says which field is wrong."""
+        if too_deep(value):
+            raise InvalidEvent("is nested too deep")
         try:
             value.decode()
             return codec.decode(value, self._topic)
@@ -110,7 +123,7 @@ class Decoding:
         try:
             unknown = self._any_kind(value)
             datetime.fromisoformat(unknown.time)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise codec.invalid(error) from None
         if unknown.kind in events.KINDS:
             raise InvalidEvent(f"{unknown.kind} does not belong in {self._topic}", field="kind")
@@ -144,6 +157,16 @@ class Decoding:
 
     def _checks(self, model: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Sequence[Any]], bool]], ...]:
         return self._forms[model].checks
+
+
+def too_deep(value: bytes) -> bool:
+    """Whether JSON is nested deeper than DEPTH, or, where lists and objects take turns, than twice that."""
+    brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)
+    for _ in range(DEPTH):
+        inner, brackets = brackets, brackets.replace(b"{}", b"").replace(b"[]", b"")
+        if len(brackets) == len(inner):
+            return False  # nothing, or no JSON
+    return bool(brackets)
 
 
 def microseconds(times: Sequence[str]) -> list[int]:
