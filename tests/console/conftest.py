@@ -92,15 +92,16 @@ class Stand:
     def decision(self, of: dict[str, Any], decision: str = "allow", **fields: Any) -> dict[str, Any]:
         """The enforcer's answer to a `tool.call`."""
         tier = {"allow": 2, "deny": 4, "approve": 3}[decision]
-        named = {
+        named: dict[str, Any] = {
             name: of[name] for name in ("project", "agent", "session", "service", "action", "resource") if name in of
         }
-        return {
+        made: dict[str, Any] = {
             "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "decision", "source": "enforcer#1",
             "call": of["id"], "parent": events.uuid7(), "decision": decision, "tier": tier, "reason": "allowed",
             "rule": f"{of['agent']}/{decision}/0", "policy": "shop", "policy_version": "shop@v3+sha256:0123456789ab",
             "owner": "ann@acme.example", **named,
-        } | fields  # fmt: skip
+        }  # fmt: skip
+        return made | fields
 
     def publish(self, *made: dict[str, Any], signed: bool = True, replay: str = "") -> None:
         """Into Kafka, and wait until all of it is stored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tests.console.conftest import Stand
 from tests.enforcer.conftest import until
@@ -13,7 +14,7 @@ from banksman.events import AgentRevoked, PolicyLoaded, rfc3339, uuid7
 PUSH = {"service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a", "args": {"force": False}}
 
 
-def now(stand: Stand, agent: str, query: str = ""):
+def now(stand: Stand, agent: str, query: str = "") -> Any:
     return stand.get(f"/v1/agents/{agent}/now{query}")
 
 
@@ -59,7 +60,8 @@ def test_waiting_for_a_human(stand: Stand) -> None:
     asked = stand.decision(call, "approve", approval=approval, reason="approval_required")
     requested = {
         "v": 1, "id": uuid7(), "time": events.rfc3339(), "kind": "approval.requested", "source": "enforcer#1",
-        "call": call["id"], "project": "shop", "agent": "waiter", "session": "q1", "approval": approval, "service": "git", "action": "push",
+        "call": call["id"], "project": "shop", "agent": "waiter", "session": "q1", "approval": approval,
+        "service": "git", "action": "push",
         "expires_at": expires,
     }  # fmt: skip
     stand.publish(call, asked, requested)

@@ -17,7 +17,7 @@ from banksman.events import is_name, rfc3339
 from banksman.http_problem import problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RUNNING_MS = 10_000
 OPEN_MS = 3_600_000
+SAME_MOMENT_MS = 1000
 RECENT = 200
 SHOWN = 5
 MOST_AGENTS = 10_000
@@ -52,7 +53,7 @@ OPEN_SQL = f"""
 SELECT toString(call) AS call_, argMin(service, place) AS service_, argMin(action, place) AS action_,
     argMin(resource, place) AS resource_, argMin(branch, place) AS branch_,
     toUnixTimestamp64Milli(min(received)) AS started_ms, any(session) AS session_
-FROM (SELECT *, (service = '', received, topic, offset) AS place FROM @events
+FROM (SELECT *, (kind != 'tool.call', received, topic, offset) AS place FROM @events
 WHERE {_LIVE} AND @SINCE AND call != toUUID('00000000-0000-0000-0000-000000000000')
     AND kind IN ('tool.call', 'decision', 'tool.result'))
 GROUP BY call
@@ -86,7 +87,8 @@ SELECT argMax(replay, received) AS run FROM @events
 WHERE agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND replay != ''
 """
 AGENTS_SQL = """
-SELECT agent, argMax(project, received) AS project_, argMax(session, received) AS session_, argMax(kind, received) AS last_kind,
+SELECT agent, argMax(project, received) AS project_, argMax(session, received) AS session_,
+    argMaxIf(kind, (received, offset), topic = 'actions') AS last_kind,
     toUnixTimestamp64Milli(max(received)) AS last_ms, argMaxIf(decision, received, kind = 'decision') AS last_decision,
     argMaxIf(rule, received, kind = 'decision') AS last_rule, argMax(replay, received) AS replay_,
     countIf(received > now64(3) - INTERVAL 1 MINUTE) AS events_last_minute
@@ -208,7 +210,8 @@ class Now:
             "session": session, "session_started": moment_ms(started[0]["started_ms"]) if session else None,
             "last_seen": moment_ms(newest["received_ms"]) if newest else None,
             "open_call": None if opened is None else {
-                "call": opened["call_"], **{name: opened[f"{name}_"] or None for name in ("service", "action", "resource", "branch")},
+                "call": opened["call_"],
+                **{name: opened[f"{name}_"] or None for name in ("service", "action", "resource", "branch")},
                 "started": moment_ms(opened["started_ms"]), "age_s": _age(now_ms, opened["started_ms"]),
             },
             "open_calls": len(open_calls),
@@ -252,8 +255,8 @@ class Now:
 
 def last_actions(recent: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The newest five actions of newest-first rows, each with the decision and the result that belong to it."""
-    decisions: dict[str, Mapping[str, Any]] = {}
-    results: dict[str, Mapping[str, Any]] = {}
+    decisions = {row["call_"]: row for row in reversed(recent) if row["kind"] == "decision"}
+    results = {row["call_"]: row for row in reversed(recent) if row["kind"] == "tool.result"}
     calls = {row["call_"] for row in recent if row["kind"] == "tool.call"}
     shown: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -262,10 +265,6 @@ def last_actions(recent: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row["id_"] in seen:
             continue
         seen.add(row["id_"])
-        if row["kind"] == "tool.result" and call:
-            results.setdefault(call, row)
-        if row["kind"] == "decision" and call:
-            decisions.setdefault(call, row)
         alone = row["kind"] == "decision" and row["call_"] not in calls
         if len(shown) < SHOWN and (row["kind"] in ACTIONS or alone):
             shown.append(_action(row, decisions.get(call or row["id_"]), results.get(call or "")))
@@ -297,9 +296,9 @@ def _state(
     """(state, since when in ms) of what was received; controls come before it."""
     if not recent:
         return "never_seen", None
-    newest = recent[0]
-    if newest["kind"] == "session.ended":
-        return "ended", newest["received_ms"]
+    newest, ended = recent[0], ended_ms(recent)
+    if ended is not None:
+        return "ended", ended
     young = [row for row in open_calls if now_ms - row["started_ms"] < OPEN_MS]
     # A call that waits for its approval is not being carried out.
     if waits is not None and decided is not None and (not young or young[0]["call_"] == decided["call_"]):
@@ -309,6 +308,21 @@ def _state(
     if now_ms - newest["received_ms"] < RUNNING_MS:
         return "running", newest["received_ms"]
     return "idle", newest["received_ms"]
+
+
+def ended_ms(rows: Collection[Mapping[str, Any]]) -> int | None:
+    """When a session ended, if the last thing that its agent reported is that. What the enforcer answered about the same
+    moment lies in another topic, and is stamped a little earlier or later.
+    """
+    last = max(
+        (row for row in rows if row["topic"] == "actions"),
+        key=lambda row: (row["received_ms"], row["offset"]),
+        default=None,
+    )
+    if last is None or last["kind"] != "session.ended":
+        return None
+    over: int = last["received_ms"]
+    return None if any(row["received_ms"] > over + SAME_MOMENT_MS for row in rows) else over
 
 
 def _age(now_ms: float, then_ms: int) -> float:

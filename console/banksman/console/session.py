@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from banksman.console import story
+from banksman.console.now import ended_ms
 from banksman.console.parameters import given, whole
 from banksman.console.sessions import state
 from banksman.console.steps import COLUMNS, add_usd, moment_ms, moment_us, step, tokens_of, usd
@@ -183,13 +184,14 @@ class Session:
         for row in sure:
             cost = add_usd(cost, usd(row["cost_usd"]))
         decided = [row["decision"] for row in sure if row["kind"] == "decision"]
+        kind = "session.ended" if ended_ms(sure) is not None else ""
         fatal = any(one.kind != "project.paused" for one in held)
         return {
             "agent": agent, "session": which["session_"], "project": project, "owner": owner,
             "replay": session_replay or None,
             "policy_versions": sorted({row["policy_version"] for row in sure if row["policy_version"]}),
             "sources": sorted({row["source"] for row in seen if row["topic"] == "actions"}),
-            "state": "killed" if fatal else state(newest["kind"], newest["received_ms"], time.time() * 1000),
+            "state": "killed" if fatal else state(kind, newest["received_ms"], time.time() * 1000),
             "status": ended["status"] or None if ended else None, "error": ended["error_"] or None if ended else None,
             "started": moment_us(begun["time_us"] if begun else start),
             "ended": moment_us(ended["time_us"]) if ended else None, "last_seen": moment_ms(newest["received_ms"]),

@@ -37,7 +37,8 @@ LIMIT {limit:UInt32}
 NUMBERS_SQL = """
 SELECT agent, session, replay, any(project) AS project, max(owner) AS owner_,
     toUnixTimestamp64Milli(minIf(received, verified)) AS first_ms, toUnixTimestamp64Milli(maxIf(received, verified)) AS last_ms,
-    argMaxIf(kind, received, verified) AS last_kind, argMaxIf(status, received, verified AND kind = 'session.ended') AS status_,
+    argMaxIf(kind, (received, offset), verified AND topic = 'actions') AS last_kind,
+    argMaxIf(status, received, verified AND kind = 'session.ended') AS status_,
     countIf(verified AND kind IN ('tool.call', 'api.request', 'model.call')) AS actions,
     countIf(verified AND decision = 'allow') AS allowed, countIf(verified AND decision = 'deny') AS denied,
     countIf(verified AND kind = 'decision' AND decision = 'approve') AS asked,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from banksman.console.steps import NIL, add_usd, tokens_of, usd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     Row = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def _rank(row: Row) -> tuple[bool, int, str, int, int]:
     return not row["verified"], row["received_ms"], row["topic"], row["partition"], row["offset"]
 
 
-def ordered(rows: list[Row]) -> list[Row]:
+def ordered(rows: Sequence[Row]) -> list[Row]:
     """The rows as the story goes."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
