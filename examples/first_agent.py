@@ -1,9 +1,11 @@
 """An agent under a policy: it reports what it does, and asks before it acts. docs/tutorial.md walks through it.
 
-BANKSMAN_TOKEN_FILE=buyer.credential python examples/first_agent.py
+BANKSMAN_TOKEN_FILE=buyer.credential python examples/first_agent.py [SESSION]
 """
 
 from __future__ import annotations
+
+import sys
 
 from banksman.producers import Emitter, NotAllowed, govern
 
@@ -26,9 +28,9 @@ def force_push(repo: str, branch: str) -> str:
     return f"{branch} of {repo} is what I say it is"
 
 
-def main() -> None:
+def main(name: str | None = None) -> None:
     """One session."""
-    with Emitter.from_settings() as emitter, emitter.session() as session:
+    with Emitter.from_settings() as emitter, emitter.session(name) as session:
         print(f"session {session.id}")
         session.prompt("Fix the checkout, then pay the customer back.")
         session.model_call("claude-sonnet-4-5", input_tokens=1200, output_tokens=90)
@@ -45,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

@@ -71,7 +71,7 @@ def test_the_demo_interrupted_and_run_again_finds_every_record_once(tmp_path: Pa
         if isinstance(step, Act) and step.until_seen
     )
     now = text[text.index("? what is claude-invoice-01 doing right now?") :]
-    assert re.search(rf"open call +aws s3:putobject {re.escape(held.resource or '')}", now)
+    assert re.search(rf"open call +aws s3:putobject {re.escape(str(held.resource))}", now, re.IGNORECASE)
     session = re.search(r"\? what exactly happened in session (\S+)\?", text)
     assert session
     assert re.search(rf"claude-invoice-01 +begins +session {session[1]}", text)
@@ -122,7 +122,7 @@ def test_a_record_too_few_or_too_many_fails_the_demo(
     good = count.count(Answering(GOOD), expected)  # type: ignore[arg-type]
     live = count.count(Answering(rows), expected)  # type: ignore[arg-type]
     replayed = {"decisions": {"allow": 1, "deny": 0, "approve": 0}, "actions": 1, "agents": {"a": {}}}
-    assert story._verdict(story.Answers(0.1, 0.1, 0.1), [good, live], replayed) == (fault is not None)
+    assert story._verdict(story.Answers(0.1, 0.1), [good, live], replayed) == (fault is not None)
     said = capsys.readouterr().out
     assert (f"WRONG: {fault}" in said) == (fault is not None)
 
@@ -130,7 +130,7 @@ def test_a_record_too_few_or_too_many_fails_the_demo(
 def test_an_answer_that_is_late_fails_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     good = count.count(Answering(GOOD), count.Expected({"a", "b"}, {"s"}))  # type: ignore[arg-type]
     replayed = {"decisions": {"allow": 1, "deny": 0, "approve": 0}, "actions": 1, "agents": {"a": {}}}
-    assert story._verdict(story.Answers(1.2, 0.1, 0.1), [good, good], replayed) == 1
+    assert story._verdict(story.Answers(1.2, 0.1), [good, good], replayed) == 1
     assert "WRONG: the question took 1.2 s, more than 1 s" in capsys.readouterr().out
 
 

@@ -26,6 +26,7 @@ class Live:
         self._console = console
         self._over = False
         self._heard = 0.0
+        self._calls: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
     def start(self) -> None:
@@ -47,7 +48,7 @@ class Live:
                 self._heard = time.monotonic()
                 if self._over:
                     return
-                if message.event == "action" and (said := line(json.loads(message.data))):
+                if message.event == "action" and (said := line(json.loads(message.data), self._calls)):
                     with self.printing:
                         print(said, flush=True)
         except BanksmanError as error:
@@ -55,9 +56,14 @@ class Live:
                 show.note(f"watching ended: {error}")
 
 
-def line(record: Mapping[str, Any]) -> str:
-    """A record as a line; "" for what another line says already: calls and their good results."""
+def line(record: Mapping[str, Any], calls: dict[str, str]) -> str:
+    """A record as a line; "" for what another line says already: calls and their good results.
+
+    `calls` remembers what a call was about: a result only names it.
+    """
     kind = record["kind"]
+    if kind == "tool.call":
+        calls[record["call"]] = words.operation(record)
     if kind == "session.started":
         word, text = "begins", f"session {record['session']}"
     elif kind == "prompt":
@@ -68,7 +74,7 @@ def line(record: Mapping[str, Any]) -> str:
     elif kind == "model.call":
         word, text = "model", f"{record['model']}, {record['tokens']:,} tokens, {words.money(record['cost_usd'])}"
     elif kind == "tool.result" and record["status"] == "error":
-        word, text = "error", str(record["error"])
+        word, text = "error", f"{calls.get(record['call'], 'a call')}: {record['error']}"
     elif kind == "session.ended":
         word, text = "ends", f"session {record['session']}"
     else:
