@@ -9,10 +9,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from banksman import codec
 from banksman.canonical import parse
@@ -179,22 +180,22 @@ def _time(text: str, where: str) -> datetime:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        with _open(path) as file:
+        with open(path, "rb") as file, _unpacked(file) as text:
             number = 0
-            while raw := file.readline(MAX_LINE + 1):
+            while raw := text.readline(MAX_LINE + 1):
                 number += 1
                 if len(raw) > MAX_LINE:
                     raise InvalidInput(f"is longer than {MAX_LINE:,} bytes", field=f"line {number}")
                 yield number, raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    file = open(path, "rb")  # noqa: SIM115 - the caller's `with` closes it
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    """What is in a gzip file, or the file itself when it is none."""
     start = file.read(2)
     file.seek(0)
-    return gzip.open(file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]  # a GzipFile is one
+    return gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]  # it is one
 
 
 # ── ids ──
