@@ -129,12 +129,15 @@ class Enforcer:
     name: str = "enforcer"
     process: subprocess.Popen[bytes] | None = None
     base: str = ""
+    since: int = 0
+    """Where in the log this start of it begins."""
 
     @property
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
 
     def start(self, *, ready: bool = True) -> None:
+        self.since = self.log.stat().st_size if self.log.exists() else 0
         self.process = children.spawn(
             [sys.executable, "-m", "banksman.enforcer"], log=self.log, env=child_environment() | self.environment
         )
@@ -145,7 +148,7 @@ class Enforcer:
     def _address(self) -> str:
         assert self.process is not None
         assert self.process.poll() is None, children.last_lines(self.log)
-        for line in self.log.read_text().splitlines():
+        for line in self.log.read_text()[self.since :].splitlines():
             if line.startswith("listening http"):
                 return line.split()[1]
         return ""
