@@ -116,7 +116,11 @@ class ClickHouse(Concern, frozen=True, kw_only=True):
     clickhouse_reader_password: Annotated[str, _about("Its password; better in a file.")] = ""
     clickhouse_reader_password_file: Annotated[str, _about("File that holds its password.")] = ""
     clickhouse_ca_file: Annotated[str, _about("CA certificates (PEM) for an https address.")] = ""
-    retention_days: Annotated[int, _about("How long the audit log keeps an event, from its `received`.", ge=1)] = 365
+    retention_days: Annotated[
+        int,
+        # ClickHouse's times of expiry end in 2106, and begin anew in 1970.
+        _about("How long the audit log keeps an event, from its `received`; `migrate` applies it.", ge=1, le=10_000),
+    ] = 365
 
     def writer(self) -> tuple[str, str]:
         """(user, password) of the services."""

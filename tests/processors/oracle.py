@@ -30,6 +30,7 @@ def decoded(value: bytes, topic: Topic) -> tuple[Any, str]:
         value.decode()
     except UnicodeDecodeError:
         raise InvalidEvent("not UTF-8") from None
+    event: Any
     try:
         event = codec.decode(value, topic)
     except InvalidEvent as error:

@@ -74,7 +74,9 @@ def pending(store: Store, settings: ClickHouse) -> list[Migration]:
 
 
 def migrate(settings: ClickHouse) -> list[Migration]:
-    """Run what is pending -> what was run. Every statement can be repeated, so two at once, or one cut off, do no harm."""
+    """Run what is pending, then see that the log is kept for as long as the setting says -> what was run. Every statement
+    can be repeated, so two at once, or one cut off, do no harm.
+    """
     store = Store(settings, reader=False, timeout=300)
     try:
         todo = pending(store, settings)
@@ -86,6 +88,16 @@ def migrate(settings: ClickHouse) -> list[Migration]:
                 "VALUES ({number:UInt16}, {name:String}, {sha256:String})",
                 {"number": migration.number, "name": migration.name, "sha256": migration.sha256},
             )
+        _keep_as_set(store, settings.retention_days)
         return todo
     finally:
         store.close()
+
+
+def _keep_as_set(store: Store, days: int) -> None:
+    """The migration that made the table took the setting of its time; it may have been changed since."""
+    [table] = store.query(
+        "SELECT engine_full FROM system.tables WHERE database = {d:String} AND name = 'events'", {"d": store.database}
+    )
+    if f"toIntervalDay({days})" not in table["engine_full"]:
+        store.command(f"ALTER TABLE `{store.database}`.events MODIFY TTL toDateTime(received) + INTERVAL {days:d} DAY")

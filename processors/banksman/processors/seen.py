@@ -107,7 +107,7 @@ class SeenIds:
             self._old_newest_ms = self._newest_ms
 
 
-def reused(entries: Iterable[Entry], stored: Mapping[Key, str]) -> list[Entry]:
+def reused(entries: Iterable[Entry], stored: Mapping[Key, int]) -> list[Entry]:
     """Those whose agent used their id before, for other bytes. `stored`: digests of the first bytes that ClickHouse has."""
     first = dict(stored)
     found = []
@@ -118,10 +118,10 @@ def reused(entries: Iterable[Entry], stored: Mapping[Key, str]) -> list[Entry]:
     return found
 
 
-def stored_digests(store: Store, entries: Iterable[Entry]) -> dict[Key, str]:
+def stored_digests(store: Store, entries: Iterable[Entry]) -> dict[Key, int]:
     """Of the first bytes that ClickHouse has under the ids of these entries; what it does not have is left out. Blocking."""
     asked = {Key(entry.agent or "", entry.id): entry for entry in entries}
-    found: dict[Key, str] = {}
+    found: dict[Key, int] = {}
     keys = sorted(asked, key=lambda key: key.id)  # those that were made at the same time are in one question
     for at in range(0, len(keys), LOOK_UP):
         part = keys[at : at + LOOK_UP]
@@ -130,8 +130,8 @@ def stored_digests(store: Store, entries: Iterable[Entry]) -> dict[Key, str]:
         ids = ",".join(f"'{key.id}'" for key in part)
         agents = ",".join(f"'{agent}'" for agent in sorted({key.agent for key in part}))
         answer = store.query(
-            "SELECT agent, toString(id) AS text, lower(hex(argMin(SHA256(raw), (received, topic, partition, offset)))) "  # noqa: S608 - names and ids hold no quotes: the models saw to it
-            f"AS body FROM `{store.database}`.events WHERE agent IN ({agents}) AND id IN ({ids}) "
+            "SELECT agent, toString(id) AS text, argMin(body_hash, (received, topic, partition, offset)) AS body "  # noqa: S608 - names and ids hold no quotes: the models saw to it
+            f"FROM `{store.database}`.events WHERE agent IN ({agents}) AND id IN ({ids}) "
             "AND received >= fromUnixTimestamp64Milli({since:Int64}) GROUP BY agent, id",
             {"since": 0 if future else max(0, made_ms - CLOCKS_MS)},
         )
@@ -139,9 +139,9 @@ def stored_digests(store: Store, entries: Iterable[Entry]) -> dict[Key, str]:
     return found
 
 
-def digest(raw: bytes) -> str:
-    """What bytes are compared by."""
-    return sha256(raw).hexdigest()
+def digest(raw: bytes) -> int:
+    """What bytes are compared by: the table's `body_hash`."""
+    return int.from_bytes(sha256(raw).digest()[:16], "little")
 
 
 def prefix(ms: int) -> str:
