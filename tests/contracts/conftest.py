@@ -30,6 +30,15 @@ _OUTSIDE = {
 }
 
 
+def _places(setting: str, what: str) -> list[object]:
+    """Embedded, and outside where one is named: else that half is left out, and says so."""
+    named = f"BANKSMAN_TEST_{setting} names no {what} outside of the tests"
+    return [
+        "embedded",
+        pytest.param("outside", marks=() if f"BANKSMAN_{setting}" in _OUTSIDE else pytest.mark.skip(named)),
+    ]
+
+
 @dataclass
 class Bus:
     """A Kafka with topics of the test's own. `broker`: the embedded one, which a test may freeze and kill; None outside."""
@@ -64,7 +73,7 @@ class Place:
         return {name: getattr(self.settings, name) for name in self.settings.__struct_fields__}
 
 
-@pytest.fixture(params=["embedded", "outside"])
+@pytest.fixture(params=_places("KAFKA", "Kafka"))
 def bus_place(request: pytest.FixtureRequest) -> Iterator[Bus]:
     """The bus, in both places."""
     prefix = f"contract{uuid.uuid4().hex[:8]}."
@@ -73,14 +82,12 @@ def bus_place(request: pytest.FixtureRequest) -> Iterator[Bus]:
         broker = request.getfixturevalue("broker")
         assert broker is not None
         made = broker.node.settings(topic_prefix=prefix, partitions=PARTITIONS)
-    elif "BANKSMAN_KAFKA" in _OUTSIDE:
+    else:
         given = settings.load(settings.Kafka, _OUTSIDE)
         made = settings.Kafka(
             **{name: getattr(given, name) for name in given.__struct_fields__}
             | {"topic_prefix": prefix, "partitions": PARTITIONS}
         )
-    else:
-        pytest.skip("BANKSMAN_TEST_KAFKA names no outside Kafka")
     asyncio.run(provision.create_topics(made))
     yield Bus(made, broker)
     if broker is None:
@@ -95,14 +102,12 @@ async def _delete_topics(made: settings.Kafka) -> None:
         await admin.close()
 
 
-@pytest.fixture(params=["embedded", "outside"])
+@pytest.fixture(params=_places("CLICKHOUSE", "ClickHouse"))
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """The store, in both places."""
     if request.param == "embedded":
         yield Place(request.getfixturevalue("clickhouse_settings"), request.getfixturevalue("clickhouse_server"))
         return
-    if "BANKSMAN_CLICKHOUSE" not in _OUTSIDE:
-        pytest.skip("BANKSMAN_TEST_CLICKHOUSE names no outside ClickHouse")
     given = settings.load(settings.ClickHouse, _OUTSIDE)
     database = f"contract{uuid.uuid4().hex[:8]}"
     made = Place(given, None)
@@ -110,3 +115,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     yield made
     with made.store() as store:
         store.command(f"DROP DATABASE IF EXISTS `{database}`")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Brokers are killed here: what the Kafka clients of the test have to say about it is known."""
+    caplog.set_level("CRITICAL", "aiokafka")
