@@ -42,6 +42,11 @@ def whole(
     http.wfile.flush()
 
 
+def may_stream(http: BaseHTTPRequestHandler) -> bool:
+    """Whether the client takes chunks, and a body at all."""
+    return http.request_version == "HTTP/1.1" and http.command != "HEAD"
+
+
 def stream(
     http: BaseHTTPRequestHandler,
     first: bytes,

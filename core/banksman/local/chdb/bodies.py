@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from io import BufferedIOBase
 
 PIECE = 1 << 20
-DRAINED = 1 << 20
+PATIENCE = 60.0  # seconds
+SLOWEST = 1 << 16  # bytes a second after that
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS = 64
 
 
 class Body:
-    """The body of one request, by Content-Length or in chunks. ValueError: the headers do not say how long it is."""
+    """The body of one request, by Content-Length or in chunks. ValueError: the headers do not say how long it is.
+
+    It has to come within a minute and a second more for each 64 KiB: who sends a byte now and then holds no slot for long.
+    """
 
     def __init__(self, file: BufferedIOBase, headers: Message, limit: int) -> None:
         self._file, self._limit = file, limit
@@ -35,20 +40,20 @@ class Body:
         self._left = int(length or 0)
         self._done = not self._chunked and self._left == 0
         self._read = 0
+        self._until = time.monotonic() + PATIENCE
 
     def __iter__(self) -> Iterator[bytes]:
-        """Pieces of at most 1 MiB. Fault 307 beyond the limit; ConnectionResetError when the client went away."""
+        """Pieces of at most 1 MiB. Fault 307 beyond the limit, 209 when they come too slowly; OSError: the client is gone."""
         while not self._done:
             if self._chunked and self._left == 0:
                 self._next_chunk()
-                continue
-            piece = self._part()
-            if piece:
-                yield piece
+            else:
+                yield self._part()
 
-    def drain(self) -> bool:
-        """Read what is left, so that the connection can go on; False when that is too much, or the client is gone."""
-        self._limit = min(self._limit, self._read + DRAINED)
+    def drain(self, limit: int, seconds: float) -> bool:
+        """Read what is left, so that the connection can go on; False when that is too much, or does not come."""
+        self._limit = self._read + limit
+        self._until = time.monotonic() + seconds
         try:
             for _ in self:
                 pass
@@ -59,17 +64,24 @@ class Body:
     def _part(self) -> bytes:
         if self._read + self._left > self._limit:
             raise Fault(307, f"The request's body is larger than {self._limit} bytes. (TOO_MANY_BYTES)")
-        piece = self._file.read(min(self._left, PIECE))
-        if not piece:
-            raise ConnectionResetError
-        self._left -= len(piece)
-        self._read += len(piece)
+        piece = bytearray()
+        size = min(self._left, PIECE)
+        while len(piece) < size:
+            if time.monotonic() > self._until:
+                raise Fault(209, "The request's body comes too slowly. (SOCKET_TIMEOUT)", status=408)
+            got = self._file.read1(size - len(piece))
+            if not got:
+                raise ConnectionResetError
+            piece += got
+            self._until += len(got) / SLOWEST
+        self._left -= size
+        self._read += size
         if self._left == 0:
-            if self._chunked:
-                self._file.readline(3)
-            else:
+            if not self._chunked:
                 self._done = True
-        return piece
+            elif self._file.readline(3) != b"\r\n":
+                raise ValueError("a chunk that is longer than it says")
+        return bytes(piece)
 
     def _next_chunk(self) -> None:
         line = self._file.readline(1024)
@@ -77,7 +89,6 @@ class Body:
             raise ConnectionResetError
         size = _CHUNK_SIZE.fullmatch(line)
         if size is None:
-            self._done = True
             raise ValueError("a chunk without its size")
         self._left = int(size[1], 16)
         if self._left == 0:
@@ -165,5 +176,5 @@ class _Zlib:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-        self.needs_input = not self._inner.unconsumed_tail
+        self.needs_input = not self._inner.unconsumed_tail and len(out) < max_length  # else there may be more inside
         return out

@@ -11,12 +11,13 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 import chdb
 
 from banksman.local.chdb.faults import Fault, from_engine
 from banksman.local.chdb.handle import Handle
+from banksman.local.chdb.roles import READER, write_configuration
 from banksman.local.chdb.watch import Watch
 
 if TYPE_CHECKING:
@@ -41,21 +42,25 @@ class Engine:
     `threads`: a query's threads, 0 = one a core. `slots`: queries at once; who waits longer than 10 s for one gets code 202.
 
     Read-only users get three quarters of the slots at most: no crowd of them keeps the writers out.
+    Fault: the path cannot be opened, for example because another process has it.
     """
 
     def __init__(self, path: Path, *, memory: int, threads: int = 0, slots: int = 16) -> None:
         if "?" in str(path):
             raise Fault(36, f"{path}: the engine takes what follows a question mark for options. (BAD_ARGUMENTS)")
         # The caches' own defaults are gigabytes each, made for a server with a machine of its own.
-        options = {
-            "max_server_memory_usage": memory,
-            "mark_cache_size": memory // 8,
-            "index_mark_cache_size": memory // 16,
-            "primary_index_cache_size": memory // 16,
-            "query_condition_cache_size": memory // 32,
-        }
+        configuration = write_configuration(
+            path / "config",
+            {
+                "max_server_memory_usage": memory,
+                "mark_cache_size": memory // 8,
+                "index_mark_cache_size": memory // 16,
+                "primary_index_cache_size": memory // 16,
+                "query_condition_cache_size": memory // 32,
+            },
+        )
         try:
-            self._keep = chdb.connect(f"{path}?{urlencode(options)}")  # type: ignore[no-untyped-call]
+            self._keep = chdb.connect(f"{path}?config-file={quote(str(configuration))}")  # type: ignore[no-untyped-call]
         except Exception as error:
             raise from_engine(error) from error
         self._path, self._memory, self._threads = str(path), memory, threads
@@ -75,7 +80,7 @@ class Engine:
         """
         with self._changed:
             self._closing = True
-        self.watch.kill_all()
+        self.watch.end_all()
         with self._changed:
             if not self._changed.wait_for(lambda: self._running == 0, within):
                 return False
@@ -88,10 +93,12 @@ class Engine:
 
     @contextmanager
     def handle(self, *, reader: bool) -> Iterator[Handle]:
-        """A handle for one request."""
+        """A handle for one request; `reader`: in the role that can only read."""
         with self._slot(reader=reader):
             handle = self._connect()
             try:
+                if reader:
+                    handle.run(f"SET ROLE {READER}")
                 yield handle
             finally:
                 handle.close()
@@ -140,15 +147,19 @@ class Engine:
     def _connect(self) -> Handle:
         handle = Handle(chdb.connect(self._path))  # type: ignore[no-untyped-call]
         threads = f", max_threads = {self._threads}" if self._threads else ""
-        # chDB is more generous than a server: it takes `1 + 1` for a query and lets everybody look into the process.
-        handle.run(
-            f"SET max_memory_usage = {self._memory * 3 // 4}, implicit_select = 0, "
-            f"allow_introspection_functions = 0{threads}"
-        )
+        try:
+            # chDB is more generous than a server: it takes `1 + 1` for a query and lets everybody look into the process.
+            handle.run(
+                f"SET max_memory_usage = {self._memory * 3 // 4}, implicit_select = 0, "
+                f"allow_introspection_functions = 0{threads}"
+            )
+        except Fault:
+            handle.close()
+            raise
         return handle
 
     def _kill(self, tag: str) -> None:
-        handle = Handle(chdb.connect(self._path))  # type: ignore[no-untyped-call]
+        handle = self._connect()
         try:
             handle.run(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
         finally:

@@ -43,11 +43,11 @@ class Fault(Exception):
 
 
 def from_engine(error: Exception) -> Fault:
-    """What chDB raised -> what a server would say. chDB nests the text in a second frame and adds words before it."""
+    """What chDB raised -> what a server would say. chDB nests the text in more frames and adds words before it."""
     text = str(error)
     text = text[text.find("Code: ") :] if "Code: " in text else text
-    nested = _NESTED.match(text)
-    if nested:
+    text = text.partition(", Stack trace (when copying this message")[0]
+    while nested := _NESTED.match(text):
         text = nested[1]
     found = _CODE.match(text)
     if not found:

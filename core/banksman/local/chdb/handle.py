@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.local.chdb.faults import Fault, from_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+
+class Result(NamedTuple):
+    """A whole answer and what it took."""
+
+    data: bytes
+    read_rows: int
+    read_bytes: int
+    written_rows: int
+    written_bytes: int
 
 
 class Handle:
-    """Wraps a chDB connection. Everything it raises is a Fault. `spoiled`: it is not as the next request may expect it."""
+    """Wraps a chDB connection. What the engine says against a query is a Fault. `spoiled`: not fit for another request."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -25,53 +35,49 @@ class Handle:
 
     def run(self, sql: str) -> bytes:
         """A statement of our own."""
-        return bytes(self.query(sql, "TabSeparated", {}).bytes() or b"")
+        return self.query(sql, "TabSeparated", {}).data
 
-    def query(self, sql: str | bytes, form: str, params: dict[str, str]) -> Any:
-        """The whole result at once (`.bytes()`, `.rows_read()`, `.bytes_read()`)."""
-        try:
-            return self._connection.query(sql, form, params=params)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
+    def query(self, sql: str | bytes, form: str, params: dict[str, str]) -> Result:
+        """The whole result at once."""
+        with _faults():
+            got = self._connection.query(sql, form, params=params)
+            return Result(
+                got.bytes() or b"", got.rows_read(), got.bytes_read(), got.rows_written(), got.bytes_written()
+            )
 
     @contextmanager
     def stream(self, sql: str | bytes, form: str, params: dict[str, str]) -> Iterator[Iterator[bytes]]:
         """The result in pieces. Leaving early cancels the query."""
-        try:
+        with _faults():
             result = self._connection.send_query(sql, form, params=params)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
         try:
             yield _pieces(result)
         finally:
             result.close()
 
-    def insert(self, statement: str, form: str, pieces: Iterator[bytes]) -> tuple[int, int]:
-        """Feed data to an INSERT -> (rows, bytes) written. All or nothing for one block."""
-        try:
+    def insert(self, statement: str, form: str, pieces: Iterable[bytes]) -> tuple[int, int]:
+        """Feed data to an INSERT -> (rows, bytes) written. All or nothing for one block. What `pieces` raises goes through."""
+        with _faults():
             target = self._connection.send_insert(statement, form)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
         fed = False
         try:
             for piece in pieces:
                 if piece:
-                    target.append(piece)
+                    with _faults():
+                        target.append(piece)
                     fed = True
-            if not fed:
+            if not fed:  # the engine would call that a format that ends too early
                 target.cancel()
                 return 0, 0
-            done = target.finish()
-        except (Fault, OSError):
+            with _faults():
+                done = target.finish()
+        except BaseException:
             target.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            target.cancel()
-            raise from_engine(error) from None
         return int(done.rows_written), int(done.bytes_written)
 
     @contextmanager
-    def as_it_was(self, names: list[str]) -> Iterator[None]:
+    def as_it_was(self, names: Iterable[str]) -> Iterator[None]:
         """Afterwards the database and these settings (checked names) are what they were: what a request brings along holds
         for its own query, also in a session.
         """
@@ -82,7 +88,7 @@ class Handle:
             "JSONCompactEachRow",
             {},
         )
-        rows = [json.loads(line) for line in bytes(before.bytes()).splitlines()]
+        rows = [json.loads(line) for line in before.data.splitlines()]
         database = next(value for name, value, _ in rows if not name)
         values = [f"{name} = {text(value) if changed else 'DEFAULT'}" for name, value, changed in rows if name]
         try:
@@ -108,13 +114,20 @@ def identifier(name: str) -> str:
     return f"`{name}`"
 
 
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
+        raise from_engine(error) from None
+
+
 def _pieces(result: Any) -> Iterator[bytes]:
     iterator = iter(result)
     while True:
-        try:
+        with _faults():
             piece = next(iterator, None)
-        except Exception as error:  # noqa: BLE001 - chDB raises plain RuntimeErrors and worse
-            raise from_engine(error) from None
-        if piece is None:
+            data = None if piece is None else piece.bytes()
+        if data is None:
             return
-        yield bytes(piece.bytes())
+        yield data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.parser
 import email.policy
 import json
+import os
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from banksman.local.chdb.bodies import decoded
 from banksman.local.chdb.compress import encoder
 from banksman.local.chdb.faults import Fault
 from banksman.local.chdb.handle import identifier, text
+from banksman.local.chdb.read_only import read_only
 from banksman.local.chdb.settings import RESERVED, chosen
 
 if TYPE_CHECKING:
@@ -49,8 +51,10 @@ SUMMARY = (
     "result_bytes",
 )
 FIRST_BYTES, FIRST_SECONDS = 1 << 16, 0.5  # how much of an answer is held back, so that an early error has a status
+HEAD_BYTES = 1 << 16  # how much of a body is looked at for the beginning of an INSERT's data
 STATEMENT_BYTES = 64 << 20
 READER_STATEMENT_BYTES = 1 << 20
+SESSION_SECONDS = 60.0
 _FORMAT = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _OBJECTS = frozenset({"dataframe", "arrowtable", "datastore"})  # chDB's own: Python objects, not bytes
 
@@ -65,6 +69,7 @@ class Request:
         self.engine = http.server.engine
         self.common = http.common(query_id)
         self._pieces = decoded(iter(body), http.headers.get("Content-Encoding") or "", http.server.max_body)
+        self._limit = READER_STATEMENT_BYTES if user.readonly else STATEMENT_BYTES
         self._externals: list[tuple[str, bytes]] = []
         self._tag = uuid.uuid4().hex
         self._began = time.perf_counter_ns()
@@ -79,18 +84,17 @@ class Request:
         self._read_form()
         session = self.parameters.get("session_id")
         sql, word = self._read_statement()
-        if not self.changes and session and word not in statements.READS | {"SET", "USE"}:
+        if not self.changes and session and not self._harmless(sql, word):
             raise Fault(164, "Cannot execute query in readonly mode: use POST. (READONLY)")
         settings = chosen(self.user, self._settings())
         with ExitStack() as held:
             # A reader's session has nothing to keep: no SET, no temporary table. So each of its requests gets a fresh handle.
             if session and not self.user.readonly:
-                seconds = float(self.parameters.get("session_timeout") or 60)
                 kept = self.parameters.get("session_check") == "1"
                 handle = held.enter_context(
-                    self.engine.session(self.user.name, session, seconds=seconds, must_exist=kept)
+                    self.engine.session(self.user.name, session, seconds=self._session_seconds(), must_exist=kept)
                 )
-                held.enter_context(handle.as_it_was(list(settings)))
+                held.enter_context(handle.as_it_was(settings))
             else:
                 handle = held.enter_context(self.engine.handle(reader=self.user.readonly))
             self._prepare(handle, settings, session=bool(session), held=held)
@@ -98,9 +102,17 @@ class Request:
                 held.enter_context(self.engine.watch.over(self.http.connection, self._tag))
             self._execute(handle, sql, word)
 
+    # ── what is asked ──
+
     def _settings(self) -> dict[str, str]:
         tables = {f"{name}_{what}" for name, _ in self._externals for what in ("structure", "types", "format")}
         return {k: v for k, v in self.parameters.items() if k not in RESERVED | tables and not k.startswith("param_")}
+
+    def _session_seconds(self) -> float:
+        seconds = float(self.parameters.get("session_timeout") or SESSION_SECONDS)
+        if not 0 <= seconds <= 3600:
+            raise Fault(374, "session_timeout is between 0 and 3600. (INVALID_SESSION_TIMEOUT)")
+        return seconds
 
     def _read_form(self) -> None:
         """A multipart form holds the query, parameters and external tables; anything else is the body itself."""
@@ -108,7 +120,7 @@ class Request:
         if not kind.startswith("multipart/form-data"):
             return
         head = b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n"
-        form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + self._rest(STATEMENT_BYTES))
+        form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + self._rest())
         for part in form.iter_parts() if form.is_multipart() else ():
             name = str(part.get_param("name", header="content-disposition"))
             data = part.get_payload(decode=True) or b""
@@ -123,36 +135,53 @@ class Request:
         ):  # a structure is SQL of the client's own, run before `readonly` is set
             raise Fault(164, "External data is not for read-only users. (READONLY)")
 
-    def _rest(self, limit: int) -> bytes:
+    def _rest(self) -> bytes:
         got = bytearray()
         for piece in self._pieces:
             got += piece
-            if len(got) > limit:
-                raise Fault(307, f"A statement may have {limit} bytes, without an INSERT's data. (TOO_MANY_BYTES)")
+            if len(got) > self._limit:
+                raise Fault(
+                    307, f"A statement may have {self._limit} bytes, without an INSERT's data. (TOO_MANY_BYTES)"
+                )
         return bytes(got)
 
     def _read_statement(self) -> tuple[bytes, str]:
         """(statement, its first word). The query is a parameter, the body, or both one after the other. Of an INSERT only
         the beginning is read here; its data follow piece by piece.
         """
-        limit = READER_STATEMENT_BYTES if self.user.readonly else STATEMENT_BYTES
         sql = self.parameters.get("query", "").encode("utf-8", "surrogateescape")
         if not sql.strip():
-            sql = next(self._pieces, b"")
-            if statements.first_word(sql) != "INSERT":
-                sql += self._rest(limit)
+            sql = self._head()
         elif statements.first_word(sql) != "INSERT":
-            rest = self._rest(limit)
-            sql += b"\n" + rest if rest else b""
-        if not sql.strip():
-            raise Fault(62, "Syntax error: Empty query. (SYNTAX_ERROR)")
+            sql += b"\n"
+        word = statements.first_word(sql)
+        if word != "INSERT":
+            sql += self._rest()
+            if not sql.strip():
+                raise Fault(62, "Syntax error: Empty query. (SYNTAX_ERROR)")
+            if not statements.is_one(sql):
+                raise Fault(62, "Syntax error: Multi-statements are not allowed. (SYNTAX_ERROR)")
         if self.user.readonly:
-            values = self._params()
-            sql = statements.read_only(sql, self.engine.table_functions, values).encode()
-        return sql, statements.first_word(sql)
+            sql = read_only(sql, self.engine.table_functions, self._params()).encode()
+        return sql, word
+
+    def _head(self) -> bytes:
+        got = bytearray()
+        for piece in self._pieces:
+            got += piece
+            if len(got) >= HEAD_BYTES:
+                break
+        return bytes(got)
 
     def _params(self) -> dict[str, str]:
         return {name[6:]: value for name, value in self.parameters.items() if name.startswith("param_")}
+
+    @staticmethod
+    def _harmless(sql: bytes, word: str) -> bool:
+        """Whether a GET may do this in a session, where `readonly` would stay."""
+        return word in statements.READS - {"WITH"} | {"SET", "USE"} or statements.is_query(sql, word)
+
+    # ── what is done ──
 
     def _prepare(self, handle: Handle, settings: dict[str, str], *, session: bool, held: ExitStack) -> None:
         """Database, settings, external tables; `readonly` last, because it closes the door behind itself."""
@@ -178,7 +207,7 @@ class Request:
             structure = ", ".join(f"_{number} {kind}" for number, kind in enumerate(types, 1))
         table = identifier(name)
         handle.run(f"CREATE TEMPORARY TABLE {table} ({structure}) ENGINE=Memory")
-        handle.insert(f"INSERT INTO {table}", self._format(f"{name}_format"), iter([data]))
+        handle.insert(f"INSERT INTO {table}", self._format(f"{name}_format"), [data])
 
     def _drop(self, handle: Handle, name: str) -> None:
         try:
@@ -198,20 +227,42 @@ class Request:
 
     def _execute(self, handle: Handle, sql: bytes, word: str) -> None:
         params = self._params()
-        if word == "INSERT":
-            insert = statements.split_insert(sql)
-            if insert is not None and not params:
-                self._insert(handle, insert)
-                return
-            sql += self._rest(STATEMENT_BYTES)
-        self._select(handle, sql, word, params)
+        if word != "INSERT":
+            self._select(handle, sql, word, params)
+            return
+        insert = statements.split_insert(sql)
+        if insert is None:
+            self._whole(handle, sql + self._rest(), params)
+        elif insert.input is not None:
+            self._insert_select(handle, insert, params)
+        elif params:  # the engine's way for data in pieces takes no parameters
+            self._whole(handle, sql + self._rest(), params)
+        else:
+            written = handle.insert(insert.statement.decode(), insert.format, self._data(insert))
+            self._inserted(*written)
 
-    def _insert(self, handle: Handle, insert: statements.Insert) -> None:
-        def data() -> Iterator[bytes]:
-            yield insert.data
-            yield from self._pieces
+    def _data(self, insert: statements.Insert) -> Iterator[bytes]:
+        yield insert.data
+        yield from self._pieces
 
-        rows, size = handle.insert(insert.statement.decode(), insert.format, data())
+    def _insert_select(self, handle: Handle, insert: statements.Insert, params: dict[str, str]) -> None:
+        """`INSERT … SELECT … FROM input('structure') … FORMAT x data`. chDB would insert nothing and call that a success;
+        so the data go into a file in memory, and the engine reads that.
+        """
+        assert insert.input is not None
+        start, end = insert.input
+        with open(os.memfd_create("input"), "wb") as file:
+            file.writelines(self._data(insert))
+            file.flush()
+            source = f"file('/proc/self/fd/{file.fileno()}', {text(insert.format)}, ".encode()
+            sql = insert.statement[:start] + source + insert.statement[end:]
+            self._whole(handle, sql, params)
+
+    def _whole(self, handle: Handle, sql: bytes, params: dict[str, str]) -> None:
+        done = handle.query(_readable(sql), "TabSeparated", params)
+        self._inserted(done.written_rows, done.written_bytes)
+
+    def _inserted(self, rows: int, size: int) -> None:
         numbers = {"read_rows": rows, "read_bytes": size, "written_rows": rows, "written_bytes": size}
         answers.whole(self.http, 200, b"", [*self.common, self._summary({**numbers, "result_rows": rows})])
 
@@ -219,18 +270,15 @@ class Request:
         default = self._format("default_format")
         rows_come = word in statements.READS | {"CHECK"}
         form = (statements.trailing_format(sql) if rows_come else None) or default
-        try:
-            query: str | bytes = sql.decode()
-        except UnicodeDecodeError:
-            query = sql
+        query = _readable(sql)
         headers = self.common + ([("X-ClickHouse-Format", form)] if rows_come else [])
         kind = CONTENT_TYPES.get(form.lower(), answers.TEXT)
-        whole = self.parameters.get("wait_end_of_query") == "1" or self.http.command == "HEAD"
+        whole = self.parameters.get("wait_end_of_query") == "1" or not answers.may_stream(self.http)
         if whole or form.lower() not in STREAMED or not statements.is_query(sql, word):
             result = handle.query(query, default, params)
-            data = bytes(result.bytes() or b"")
-            numbers = {"read_rows": result.rows_read(), "read_bytes": result.bytes_read(), "result_bytes": len(data)}
-            answers.whole(self.http, 200, data, [*headers, self._summary(numbers)], kind=kind, encoder=self._encoder())
+            numbers = {**result._asdict(), "result_bytes": len(result.data)}
+            headers.append(self._summary(numbers))
+            answers.whole(self.http, 200, result.data, headers, kind=kind, encoder=self._encoder())
             return
         with handle.stream(query, default, params) as pieces:
             first, began = bytearray(), time.monotonic()
@@ -239,9 +287,8 @@ class Request:
                 if len(first) >= FIRST_BYTES or time.monotonic() - began > FIRST_SECONDS:
                     break
             else:
-                numbers = {"result_bytes": len(first)}
-                summary = self._summary(numbers)
-                answers.whole(self.http, 200, bytes(first), [*headers, summary], kind=kind, encoder=self._encoder())
+                headers.append(self._summary({"result_bytes": len(first)}))
+                answers.whole(self.http, 200, bytes(first), headers, kind=kind, encoder=self._encoder())
                 return
             headers.append(self._summary({}))
             answers.stream(
@@ -265,3 +312,11 @@ class Request:
         every = {name: str(numbers.get(name, 0)) for name in SUMMARY}
         every["elapsed_ns"] = str(time.perf_counter_ns() - self._began)
         return "X-ClickHouse-Summary", json.dumps(every, separators=(",", ":"))
+
+
+def _readable(sql: bytes) -> str | bytes:
+    """Text where it is text; a statement with binary data in it goes on as it came."""
+    try:
+        return sql.decode()
+    except UnicodeDecodeError:
+        return sql

@@ -1,71 +1,37 @@
-"""ClickHouse statements as text: what kind one is, where an INSERT's data begin, and what a read-only user may run.
-
-The engine's `readonly=1` still lets a query read any file (the scalar function `file`), write one (INTO OUTFILE), kill
-other queries and run several statements at once. So a read-only user's query is taken apart here and put together again
-from the tokens that were understood: the engine never sees a text that this lexer could have read in another way.
-"""
+"""ClickHouse statements as text: what kind one is, whether it is one, and where an INSERT's data begin."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from banksman.local.chdb.faults import Fault
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 READS = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "FROM"})
-"""First words of statements that return rows and change nothing."""
+"""First words of statements that return rows and change nothing (but `WITH … INSERT`: see `is_query`)."""
 
 _COMMENT = rb"--[^\n]*|#[ !][^\n]*|/\*.*?\*/"
 _LEAD = re.compile(rb"(?:\s+|" + _COMMENT + rb"|\()*", re.DOTALL)
-_LEX = re.compile(
-    rb"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.)*`|\"(?:[^\"\\]|\\.)*\"|" + _COMMENT + rb"|[A-Za-z_][A-Za-z0-9_]*|\s+|.",
+_TOKEN = re.compile(
+    rb"(?P<blank>\s+|" + _COMMENT + rb")"
+    rb"|'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.)*`|\"(?:[^\"\\]|\\.)*\"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
+    rb"|[A-Za-z_][A-Za-z0-9_]*|[^\s'`\"$/#A-Za-z_();-]+|.",
     re.DOTALL,
 )
-
-# What a read-only query may be made of.
-_TOKEN = re.compile(
-    r"""(?P<space>\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)
-      |(?P<string>'(?:[^'\\]|\\.|'')*')
-      |(?P<quoted>`[^`\\]*`|"[^"\\]*")
-      |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      |(?P<number>[0-9][0-9A-Za-z_]*)
-      |(?P<sign>[-()\[\]{},.;:+*/%<>=!|?&@^~])""",
-    re.DOTALL | re.VERBOSE,
-)
-_NAME = re.compile(r"\w[\w %().:,+*=-]*")
-_PARAMETER = re.compile(r"[a-z_][a-z0-9_]*")
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_SAFE_TABLE_FUNCTIONS = _words("""
-    numbers numbers_mt zeros zeros_mt values view null format generateseries generate_series generaterandom primes
-""")
-# Functions that reach outside the database. Their names are refused wherever they stand, not only before a bracket:
-# `arrayMap(file, …)` and `* APPLY file` call them too.
-_OUTSIDE = _words("""
-    file catboostevaluate evalmlmethod reversednsquery hascolumnintable showcertificate logtrace getclienthttpheader
-    addresstoline addresstosymbol addresstolinewithinlines aiclassify aiembed aiextract aifilter aigenerate airedact
-    aisimilarity aitranslate
-""")
-# What the database says about itself. Not here: what others are asking (processes, query_cache), the process (stack_trace).
-_SYSTEM = _words("""
-    aggregate_function_combinators build_options codecs collations columns completions constraints contributors
-    data_skipping_index_types data_skipping_indices data_type_families database_engines databases detached_parts
-    dictionaries documentation errors events formats functions keywords licenses merge_tree_settings merges metrics
-    mutations numbers numbers_mt one parts parts_columns primes projections settings table_engines table_functions
-    tables time_zones unicode zeros zeros_mt
-""")
+_FORMAT = re.compile(rb"\s*([A-Za-z0-9_]+)[ \t]*;?(?:\r?\n| )?")
 
 
 class Insert(NamedTuple):
-    """An INSERT with data behind it: the statement without FORMAT, the format's name, the first bytes of the data."""
+    """An INSERT with data behind it: the statement without FORMAT, the format's name, the first bytes of the data.
+
+    `input`: the span of `input(` in a statement that selects from its data; None when it takes them as they are.
+    """
 
     statement: bytes
     format: str
     data: bytes
+    input: tuple[int, int] | None = None
 
 
 def first_word(sql: bytes) -> str:
@@ -76,31 +42,35 @@ def first_word(sql: bytes) -> str:
 
 
 def split_insert(sql: bytes) -> Insert | None:
-    """`INSERT … FORMAT x data` or `INSERT … VALUES data` taken apart; None for INSERT … SELECT and everything else.
+    """`INSERT … FORMAT x data`, `INSERT … VALUES data` and `INSERT … SELECT … FROM input(…) … FORMAT x data` taken apart; None
+    for INSERT … SELECT from anything else, and when there is no FORMAT.
 
     `sql` may be the beginning of a longer body: the data need not be whole.
     """
-    depth, before = 0, b""
-    for found in _LEX.finditer(sql):
-        token = found.group().upper()
-        if token.isspace() or token.startswith((b"--", b"/*", b"# ", b"#!")):
-            continue
+    depth, selects, before, opened, source = 0, False, b"", 0, None
+    for start, end, token in _tokens(sql):
         named, before = before in (b"INTO", b"TABLE", b"."), token  # a table may be called `format`
-        if named:
-            continue
         if token == b"(":
             depth += 1
-        elif token == b")":
+            source = source or ((opened, end) if selects and opened else None)
+            opened = 0
+            continue
+        opened = start if token == b"INPUT" and not named else 0
+        if token == b")":
             depth -= 1
-        elif depth == 0:
-            if token in (b"SELECT", b"WITH", b"INFILE"):
+        elif depth or named:
+            continue
+        elif token in (b"SELECT", b"WITH"):
+            selects = True
+        elif token == b"INFILE":
+            return None
+        elif token == b"VALUES" and not selects:
+            return Insert(sql[:start], "Values", sql[end:])
+        elif token == b"FORMAT":
+            name = _FORMAT.match(sql, end)
+            if name is None or (selects and source is None):
                 return None
-            if token == b"VALUES":
-                return Insert(sql[: found.start()], "Values", sql[found.end() :])
-            if token == b"FORMAT":
-                name = re.match(rb"\s*([A-Za-z0-9_]+)[ \t]*;?(?:\r?\n| )?", sql[found.end() :])
-                if name:
-                    return Insert(sql[: found.start()], name[1].decode(), sql[found.end() + name.end() :])
+            return Insert(sql[:start], name[1].decode(), sql[name.end() :], source)
     return None
 
 
@@ -109,12 +79,23 @@ def is_query(sql: bytes, word: str) -> bool:
     if word != "WITH":
         return word in ("SELECT", "FROM")
     depth = 0
-    for found in _LEX.finditer(sql):
-        token = found.group().upper()
+    for _, _, token in _tokens(sql):
         depth += (token == b"(") - (token == b")")
         if depth == 0 and token in (b"SELECT", b"FROM", b"INSERT"):
             return token != b"INSERT"
     return False
+
+
+def is_one(sql: bytes) -> bool:
+    """Whether nothing follows a semicolon: chDB would run one statement after the other, a server refuses."""
+    if b";" not in sql:
+        return True
+    ended = False
+    for _, _, token in _tokens(sql):
+        if ended and token != b";":
+            return False
+        ended = ended or token == b";"
+    return True
 
 
 def trailing_format(sql: bytes) -> str | None:
@@ -123,75 +104,8 @@ def trailing_format(sql: bytes) -> str | None:
     return found[1].decode() if found else None
 
 
-def read_only(sql: bytes, table_functions: frozenset[str], params: dict[str, str]) -> str:
-    """A read-only user's query, put together again from its tokens. Fault 164 (READONLY) for what such a user may not run.
-
-    `table_functions`: the engine's own list, lower case; all but a few that only make rows are refused. `params`: values of
-    `{name:Type}`, of which an Identifier is checked like a name in the text.
-    """
-    try:
-        query = sql.decode()
-    except UnicodeDecodeError:
-        raise Fault(62, "Syntax error: the query is not UTF-8. (SYNTAX_ERROR)") from None
-    forbidden = table_functions - _SAFE_TABLE_FUNCTIONS
-    out: list[str] = []
-    seen = ["", "", ""]  # the last three tokens: names in lower case, signs as they are
-    at, first = 0, ""
-    while at < len(query):
-        found = _TOKEN.match(query, at)
-        if found is None:
-            raise _refused(f"{query[at]!r} outside of a text")
-        at, token, kind = found.end(), found.group(), found.lastgroup
-        if kind == "space":
-            out.append(" ")
-            continue
-        if seen[-1] == ";" and token != ";":  # noqa: S105 - no password
-            raise _refused("more than one statement")
-        _check_seam(out[-1][-1:] if out else " ", token, kind)
-        if kind == "quoted":
-            token = token[1:-1]
-            if not _NAME.fullmatch(token):
-                raise _refused(f"the name {token!r}")
-            out.append(f"`{token}`")
-        else:
-            out.append(token)
-        name = token.lower() if kind in ("word", "quoted") else ""
-        if name and not first:
-            first = token.upper()
-            if first not in READS:
-                raise _refused(first)
-        if name:
-            _check_name(name, seen)
-            if name == "identifier" and seen[-1] == ":":
-                _check_name(params.get(_param(out), "").lower(), ["", "", ""], parameter=True)
-        if token == "(" and (seen[-1] in forbidden or seen[-1] == "}"):  # noqa: S105 - a parameter can name a function
-            raise _refused(f"the function {seen[-1]}")
-        seen = [*seen[1:], name or token]
-    return "".join(out)
-
-
-def _check_seam(last: str, token: str, kind: str | None) -> None:
-    """Two tokens without a space between them that are another thing to the engine: `//` begins a comment, doubled quotes
-    stand inside a name, and in `x'…'` a backslash is no escape.
-    """
-    if last + token[0] == "//" or (last == "`" and kind == "quoted") or (last.isalnum() and kind == "string"):
-        raise _refused(f"{token[:20]!r} right behind {last!r}")
-
-
-def _check_name(name: str, seen: list[str], *, parameter: bool = False) -> None:
-    if name in _OUTSIDE or name in ("outfile", "infile", "processlist"):
-        raise _refused(name)
-    if seen[-1] == "." and seen[-2] == "system" and name not in _SYSTEM:
-        raise _refused(f"system.{name}")
-    if parameter and (not _PARAMETER.fullmatch(name) or name == "system"):
-        raise _refused(f"{name!r} as an identifier")
-
-
-def _param(out: list[str]) -> str:
-    """The name before the colon and the type: what `{name : Identifier` ends with."""
-    words = [token for token in out if token != " "]  # noqa: S105 - no password
-    return words[-3]
-
-
-def _refused(what: str) -> Fault:
-    return Fault(164, f"Cannot execute query in readonly mode: {what} is not for read-only users. (READONLY)")
+def _tokens(sql: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(start, end, token in upper case) without blanks and comments."""
+    for found in _TOKEN.finditer(sql):
+        if found["blank"] is None:
+            yield found.start(), found.end(), found.group().upper()

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ READER_LIMITS = {
     "max_result_rows": 1_000_000,
     "max_result_bytes": 256 << 20,
     "max_memory_usage": 1 << 30,
+    "max_temporary_data_on_disk_size_for_query": 1 << 30,
 }
 
 
@@ -38,7 +40,7 @@ class User:
 
 
 def write_users(path: Path, users: dict[str, tuple[str, bool]]) -> None:
-    """Write a users file: name -> (password, read-only?)."""
+    """Write a users file, whole or not at all: name -> (password, read-only?)."""
     entries = {
         name: {
             "sha256": hashlib.sha256(password.encode()).hexdigest(),
@@ -47,9 +49,10 @@ def write_users(path: Path, users: dict[str, tuple[str, bool]]) -> None:
         }
         for name, (password, readonly) in users.items()
     }
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    whole = path.with_suffix(".new")
+    with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(entries, file, indent=1)
+    whole.replace(path)
 
 
 def load_users(path: Path) -> dict[str, User]:
@@ -58,7 +61,7 @@ def load_users(path: Path) -> dict[str, User]:
         mode = path.stat().st_mode
         data = json.loads(path.read_text())
         users = {
-            name: User(name, entry["sha256"], bool(entry["readonly"]), dict(entry.get("limits", {})))
+            name: User(name, entry["sha256"], bool(entry["readonly"]), _limits(entry.get("limits", {})))
             for name, entry in data.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -67,9 +70,13 @@ def load_users(path: Path) -> dict[str, User]:
         raise InvalidSetting(f"{path} can be read by others; `chmod 600 {path}`", field="--users")
     empty = hashlib.sha256(b"").hexdigest()
     for user in users.values():
-        if len(user.sha256) != 64 or user.sha256 == empty:
+        if not re.fullmatch("[0-9a-f]{64}", user.sha256) or user.sha256 == empty:
             raise InvalidSetting(f"user {user.name} has no password", field="--users")
     return users
+
+
+def _limits(given: dict[str, int]) -> dict[str, int]:
+    return {name: int(limit) for name, limit in given.items()}
 
 
 def authenticate(users: dict[str, User], name: str, password: str) -> User | None:
