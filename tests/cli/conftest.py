@@ -141,9 +141,10 @@ class Shell:
 
     folder: Path
     environment: dict[str, str]
-    capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str] | None = None
 
     def __call__(self, *words: str, given: str = "", **env: str) -> Ran:
+        assert self.capsys is not None
         with pytest.MonkeyPatch.context() as here:
             here.chdir(self.folder)
             here.setattr("sys.stdin", io.StringIO(given))
@@ -156,10 +157,10 @@ class Shell:
                 code = int(str(end.code or 0))
         return Ran(code, *self.capsys.readouterr())
 
-    def process(self, *words: str, given: str = "", seconds: float = 60, **env: str) -> Ran:
+    def process(self, *words: str, given: str = "", **env: str) -> Ran:
         with self.start(*words, env=env) as process:
             try:
-                out, err = process.communicate(given, timeout=seconds)
+                out, err = process.communicate(given, timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

@@ -13,6 +13,10 @@ from banksman.cli import doctor
 HEALTHY = {"status": "ok"}
 
 
+def explained(reason: str) -> Reply:
+    return Reply({"verdict": {"ruling": {"decision": "deny", "reason": reason}}})
+
+
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scribe's second answer is there at once."""
@@ -27,7 +31,7 @@ def well(operator: Shell, scribe: Scribe) -> Any:
     decides.on |= {
         "GET /healthz": Reply(HEALTHY), "GET /readyz": Reply(HEALTHY), "GET /v1/status": Reply(canned.enforcer()),
         "GET /v1/agents": Reply({"agents": [{"agent": "buyer", "project": "shop"}, {"agent": "lost", "project": "nowhere"}]}),
-        "POST /v1/explain": Reply({"reason": "default_deny"}),
+        "POST /v1/explain": explained("default_deny"),
     }  # fmt: skip
     scribe.on |= {"GET /v1/status": Reply(canned.console()), "GET /v1/agents/buyer/now": Reply(canned.now())}
     yield decides
@@ -85,7 +89,7 @@ def test_settings_and_token(operator: Shell, well: Scribe) -> None:
 @pytest.mark.parametrize(
     ("call", "reply", "expected"),
     [
-        ("GET /healthz", Reply(b"hi", kind="text/plain"), (4, "enforcer", "no banksman", "start it")),
+        ("GET /healthz", Reply(b"hi", kind="text/plain"), (4, "enforcer", "no banksman", "")),
         (
             "GET /readyz",
             problem(503, "Kafka has not been reached yet"),
@@ -115,7 +119,7 @@ def test_where_the_enforcers_side_stops(
         (problem(503, "x"), (4, "console")),
         (Reply(canned.console(ready=False, reason="x")), (1, "console")),
         (Reply(canned.console(clickhouse={"reachable": False, "error": "x", "rows": None})), (1, "clickhouse")),
-        (Reply(canned.console(kafka={"reachable": False, "error": "x"}, archiver=None)), (1, "console")),
+        (Reply(canned.console(kafka={"reachable": False, "error": "x"}, archiver=None)), (1, "kafka")),
         (Reply(canned.console(lag=500)), (1, "archiver")),
     ],
 )
@@ -132,9 +136,9 @@ def test_what_stands_in_an_agents_way(operator: Shell, well: Scribe, scribe: Scr
     assert "did you mean 'buyer'?" in text
     assert "banksman agents add buyr" in advice
     assert "no policy in force" in stop_of(operator, "lost")[2]
-    well.on["POST /v1/explain"] = Reply({"reason": "unknown_agent"})
+    well.on["POST /v1/explain"] = explained("unknown_agent")
     assert "does not name it" in stop_of(operator, "buyer")[2]
-    well.on["POST /v1/explain"] = Reply({"reason": "default_deny"})
+    well.on["POST /v1/explain"] = explained("default_deny")
     scribe.on["GET /v1/agents/buyer/now"] = Reply(canned.never_seen())
     code, step, text, advice = stop_of(operator, "buyer")
     assert (code, step) == (1, "seen")

@@ -23,7 +23,7 @@ def test_now(operator: Shell, scribe: Scribe) -> None:
     scribe.on[NOW] = Reply(canned.now())
     ran = operator("now", "buyer")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith("buyer is running\n")
+    assert ran.out.startswith("buyer: running\n")
     for text in (
         "shop, owner ann@acme.example", "s1, since 2026-03-01 12:00:01.000", "git push acme/billing feature/a, for 3.2 s",
         "allow by buyer/allow/0, tier 2, 3.1 s ago", "120,000 of 500,000 (24%) this day (UTC)", "$3.20 of $40.00",
@@ -38,7 +38,7 @@ def test_now(operator: Shell, scribe: Scribe) -> None:
 def test_now_of_one_that_does_nothing(operator: Shell, scribe: Scribe) -> None:
     scribe.on[NOW] = Reply(canned.never_seen())
     ran = operator("now", "buyer")
-    assert ran.out.startswith("buyer is never seen\n")
+    assert ran.out.startswith("buyer: never seen\n")
     assert ran.code == 0
     scribe.on[NOW] = Reply(
         canned.now(
@@ -49,7 +49,7 @@ def test_now_of_one_that_does_nothing(operator: Shell, scribe: Scribe) -> None:
         )
     )  # fmt: skip
     out = operator("now", "buyer").out
-    assert out.startswith("buyer is waiting in the replay r1\n")
+    assert out.startswith("buyer: waiting in the replay r1\n")
     assert "approval a-1, until 2026-03-01 12:15:00" in out
     assert "by root at 2026-03-01 12:00:00.000: leaked" in out
     assert "not known, 2 calls unpriced" in out
@@ -144,7 +144,7 @@ def test_a_session_for_people(operator: Shell, scribe: Scribe) -> None:
     ):  # fmt: skip
         assert text in head, text
     assert table_of(ran.out) == [
-        "1 2026-03-01 12:00:01.500 session started",
+        "1 12:00:01.500 session started",
         "2 12:00:02.500 prompt: please push",
         "3 12:00:03.500 model claude-x 3.2 s 1,200 $3.20",
         '4 12:00:04.500 git push acme/billing feature/a {"force": false} allow buyer/allow/0 ok 120 ms',
@@ -190,7 +190,7 @@ def test_what_is_not_as_it_should_be_is_marked(operator: Shell, scribe: Scribe) 
     ran = operator("session", "s1")
     assert ran.code == 0
     assert table_of(ran.out) == [
-        "1 2026-03-01 12:00:01.500 git push acme/billing feature/a deny killed".replace("deny killed", "deny killed"),
+        "1 12:00:01.500 git push acme/billing feature/a deny killed".replace("deny killed", "deny killed"),
         "12:00:02.500 · decision allow buyer/allow/0 voided",
         "12:00:04.500 · result: rejected\\nby remote error 5 ms unverified",
         "… 2 records missing here: emitter-python/1.0#1c2d numbered 18 to 19",
@@ -227,7 +227,7 @@ def test_a_result_with_an_error_and_an_approval_are_lines_below_their_call(opera
         )
     )
     assert table_of(operator("session", "s1").out) == [
-        "1 2026-03-01 12:00:01.500 git push acme/billing feature/a approve buyer/require_approval/0 error 9 ms",
+        "1 12:00:01.500 git push acme/billing feature/a approve buyer/require_approval/0 error 9 ms",
         "12:00:03.500 · approval requested until 2026-03-01 12:15:00",
         "12:00:04.500 · approval approved by ann: fine",
         "12:00:05.500 · result: remote: no",

@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace) -> int:
     else:
         nobody = f"no agent of {args.of} is enrolled" if args.of else "no agent is enrolled yet"
         show.table(
-            ("agent", "state", "project", "owner", "session", "last seen (UTC)", "decision", "rule", ">last minute"),
+            ("agent", "state", "project", "owner", "session", "last seen (UTC)", "decision", "rule", ">per minute"),
             map(_row, agents),
             empty=f"{nobody}: banksman agents add NAME --project P --owner O",
         )

@@ -28,8 +28,8 @@ async def known_identities(kafka: Kafka, secret: Secret) -> Identities:
     where = TopicPartition(kafka.topic(Topic.CONTROL), 0)
     consumer = AIOKafkaConsumer(**kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
     identities, verifier = Identities(), Verifier(secret)
-    await consumer.start()
     try:
+        await consumer.start()
         consumer.assign([where])
         await consumer.seek_to_beginning(where)
         end = (await consumer.end_offsets([where]))[where]
@@ -70,8 +70,8 @@ async def enrol_operator(
     topic, key, value = kafka.topic(Topic.CONTROL), f"operator.enrolled/{event.id}".encode(), codec.encode(event)
     headers = signer.headers(topic, key, value, id=event.id, kind="operator.enrolled", time=event.time, source=source)
     sender = producer(kafka)
-    await sender.start()
     try:
+        await sender.start()
         await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
     finally:
         await sender.stop()

@@ -52,6 +52,10 @@ class Problem(BanksmanError):
         return 4 if self.status == 429 or self.status >= 500 else 2
 
 
+class Nobody(Unavailable):
+    """There is nobody at the address, or they do not answer."""
+
+
 class Answer(dict[str, Any]):
     """A JSON object of an answer. A field that is not in it is another version's, or another program's: Unavailable."""
 
@@ -239,15 +243,13 @@ class Client:
 
     def _away(self, error: Exception) -> Unavailable:
         if isinstance(error, TimeoutError):
-            return Unavailable(f"{self.base} did not answer in time ({self._variable} says where)")
+            return Nobody(f"{self.base} did not answer in time ({self._variable} says where)")
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected | ConnectionResetError):
             return Unavailable(f"{self.base} broke off in the middle of its answer: {why}")
         if isinstance(error, http.client.HTTPException):
             return Unavailable(f"{self.base} does not speak HTTP as it should: {why} ({self._variable} says where)")
-        return Unavailable(
-            f"nobody answers at {self.base}: {why} ({self._variable} says where; is `banksman up` running?)"
-        )
+        return Nobody(f"nobody answers at {self.base}: {why} ({self._variable} says where; is `banksman up` running?)")
 
     def _stranger(self, kind: str) -> Unavailable:
         return Unavailable(f"{self.base} is no banksman: it answered with {kind} ({self._variable} says where)")

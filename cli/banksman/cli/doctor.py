@@ -181,7 +181,8 @@ def _agent(found: Found) -> Iterator[str | Wrong]:
         yield Wrong("agent", f"its project {project} has no policy in force: all it asks is denied", "write one")
         return
     question = {"project": project, "agent": name, "service": "banksman", "action": "doctor"}
-    if found.asks("enforcer").post("/v1/explain", question)["reason"] == "unknown_agent":
+    verdict = found.asks("enforcer").post("/v1/explain", question)["verdict"]
+    if verdict["ruling"]["reason"] == "unknown_agent":
         yield Wrong(
             "agent",
             f"the policy of {project} does not name it: all it asks is denied",
@@ -193,8 +194,13 @@ def _agent(found: Found) -> Iterator[str | Wrong]:
 
 def _console(found: Found) -> Iterator[str | Wrong]:
     found.console = found.asks("console").get("/v1/status")
-    wrong = [one for one in health.of_console(found.console) if one.where in ("console", "kafka")]
+    wrong = [one for one in health.of_console(found.console) if one.where == "console"]
     yield from _or(wrong, f"answers at {found.known.console_url}")
+
+
+def _kafka(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_console(found.console) if one.where == "kafka"]
+    yield from _or(wrong, "the console reads from it, too")
 
 
 def _clickhouse(found: Found) -> Iterator[str | Wrong]:
@@ -252,8 +258,9 @@ PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]
     ("agent", ("operator",), _agent),
     ("records", ("operator",), _records),
     ("console", ("token",), _console),
+    ("kafka", ("console",), _kafka),
     ("clickhouse", ("console",), _clickhouse),
-    ("archiver", ("console", "clickhouse"), _archiver),
+    ("archiver", ("kafka", "clickhouse"), _archiver),
     ("seen", ("agent", "clickhouse"), _seen),
     ("disk", ("settings",), _disk),
 )
@@ -273,4 +280,4 @@ def _advice(error: BanksmanError) -> str:
         return "an operator's token is needed, with any role" if code == 3 else ""
     if code == 3:
         return "set BANKSMAN_OPERATOR_TOKEN, or BANKSMAN_OPERATOR_TOKEN_FILE to a file that holds one"
-    return "start it, or set its address" if code == 4 else ""
+    return "start it, or set its address" if isinstance(error, client.Nobody) else ""

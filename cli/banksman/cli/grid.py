@@ -43,17 +43,16 @@ def fit(widths: Sequence[int], rigid: Sequence[bool], room: int) -> list[int] | 
 
 
 def fold(text: str, places: int) -> list[str]:
-    """`text` in lines of at most `places`, broken at spaces where there are some."""
+    """`text` in lines of at most `places`, broken behind spaces and slashes where there are some."""
     if width(text) <= places:
         return [text]
     lines, line, taken = [], "", 0
     for char in text:
         wide = width(char)
         if taken + wide > places:
-            head, space, tail = line.rpartition(" ")
-            if char == " " or not (space and head.strip()):
-                head, tail = line, ""
-            lines.append(head)
+            end = 0 if char == " " else max(line.rfind(" "), line.rfind("/")) + 1
+            head, tail = (line[:end], line[end:]) if line[:end].strip() else (line, "")
+            lines.append(head.rstrip(" "))
             line, taken = tail, width(tail)
             if char == " ":
                 continue

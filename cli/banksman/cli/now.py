@@ -52,7 +52,7 @@ def ask(console: client.Client, agent: str, replay: str | None = None) -> client
 def tell(answer: Mapping[str, Any]) -> None:
     """The answer for people."""
     run_ = f" in the replay {answer['replay']}" if answer["replay"] else ""
-    show.say(f"{answer['agent']} is {answer['state'].replace('_', ' ')}{run_}", _style(answer["state"]))
+    show.say(f"{answer['agent']}: {answer['state'].replace('_', ' ')}{run_}", _style(answer["state"]))
     show.pairs(_pairs(answer))
     actions = answer["last_actions"]
     if actions:
@@ -61,7 +61,7 @@ def tell(answer: Mapping[str, Any]) -> None:
             ("time (UTC)", "what", "decision", "rule", "result", ">took", ">tokens"),
             [
                 (
-                    show.moment(one["time"]), words.what(one), one["decision"], words.ruling(one),
+                    words.clock(one["time"], answer["last_seen"]), words.what(one), one["decision"], words.ruling(one),
                     "open" if one["open"] else one["status"], words.milliseconds(one["duration_ms"]),
                     words.number(one["tokens"]),
                 )

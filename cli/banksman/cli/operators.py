@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from banksman.cli import client, credential
-from banksman.errors import BrokerAway, InvalidInput, InvalidSetting
+from banksman.errors import BadDeployment, BrokerAway, InvalidInput, InvalidSetting
 
 if TYPE_CHECKING:
     import argparse
 
+    from banksman.settings import Kafka
     from banksman.signing import Secret
 
 HELP = """Give a person a token. Roles: viewer (sees), approver (answers approvals), operator (kills, revokes, pauses),
@@ -65,11 +66,12 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, Any]:
         raise InvalidInput("must be a name of at most 128 letters, digits and . _ @ : -", field="name")
     log.hush_kafka()
     kafka = settings.load(settings.Kafka)
-    secret = _secret(args)
     token, _, _ = new_token("bmo")
     roles = roles_from(args.role)
 
     async def write() -> None:
+        await _control_is_there(kafka)
+        secret = _secret(args)  # a secret that nothing is signed with yet would only be in the way
         if args.name in (await known_identities(kafka, secret)).operators:
             raise InvalidInput(f"{args.name} is enrolled already", field="name")
         await enrol_operator(
@@ -87,6 +89,20 @@ def _bootstrap(args: argparse.Namespace) -> dict[str, Any]:
     except (KafkaError, OSError) as error:
         raise BrokerAway(f"Kafka at {kafka.kafka} did not take it: {error} (BANKSMAN_KAFKA says where)") from None
     return {"name": args.name, "roles": roles, "token": token}
+
+
+async def _control_is_there(kafka: Kafka) -> None:
+    """BadDeployment: `migrate` has not run yet. BrokerAway: nobody there."""
+    from banksman.provision import connect_admin
+    from banksman.topics import Topic
+
+    admin = await connect_admin(kafka, patience=0)
+    try:
+        there = await admin.list_topics()
+    finally:
+        await admin.close()
+    if kafka.topic(Topic.CONTROL) not in there:
+        raise BadDeployment(f"{kafka.topic(Topic.CONTROL)} is not there (`banksman migrate` makes it)")
 
 
 def _secret(args: argparse.Namespace) -> Secret:

@@ -43,7 +43,7 @@ def tell(told: Mapping[str, Any]) -> None:
     columns = ("#", "time (UTC)", "what", "decision", "rule", "result", ">took", ">tokens", ">cost")
     show.table(
         (*columns, "marks") if marked else columns,
-        [row if marked else row[:-1] for row in _rows(lines, told["gaps"])],
+        [row if marked else row[:-1] for row in _rows(lines, told["gaps"], header["started"])],
         empty="nothing is recorded of it",
     )
 
@@ -100,7 +100,8 @@ def _about(header: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "policy", ", then ".join(versions) if versions else "none decided anything"
     ended = f" ({header['status']})" if header["status"] else ""
     yield "state", f"{header['state']}{ended}{': ' + show.short(header['error']) if header['error'] else ''}"
-    yield "started", f"{show.moment(header['started'])}, took {show.seconds(header['duration_s'] or 0)}"
+    took = "took" if header["ended"] else "so far"
+    yield "started", f"{show.moment(header['started'])}, {took} {show.seconds(header['duration_s'] or 0)}"
     decided = f"{header['allowed']} allow, {header['denied']} deny, {header['sent_to_approval']} approve"
     yield "decisions", f"{decided} of {show.count(header['actions'], 'action')}"
     unpriced = f", {show.count(header['unpriced_calls'], 'call')} unpriced" if header["unpriced_calls"] else ""
@@ -109,15 +110,12 @@ def _about(header: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "sources", ", ".join(header["sources"])
 
 
-def _rows(lines: Iterable[Line], gaps: Iterable[Mapping[str, Any]]) -> Iterator[tuple[object, ...]]:
+def _rows(lines: Iterable[Line], gaps: Iterable[Mapping[str, Any]], day: str) -> Iterator[tuple[object, ...]]:
     waiting = sorted(gaps, key=lambda gap: gap["n"])
-    day = ""
     for line in lines:
         while waiting and waiting[0]["n"] <= line.step["n"]:
             yield _gap(waiting.pop(0))
-        moment = show.moment(line.step["time"])
-        yield ("" if line.under else line.step["n"], moment[11:] if moment[:10] == day else moment, *_said(line))
-        day = moment[:10]
+        yield ("" if line.under else line.step["n"], words.clock(line.step["time"], day), *_said(line))
     for gap in waiting:
         yield _gap(gap)
 
@@ -135,7 +133,7 @@ def _said(line: Line) -> tuple[object, ...]:
     return (
         what,
         decided["decision"],
-        words.ruling(decided),
+        words.ruling(decided) if decided["kind"] == "decision" else "",
         done.get("status"),
         words.milliseconds(done.get("duration_ms")),
         words.number(sum(one["tokens"] or 0 for one in parts)),

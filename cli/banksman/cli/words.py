@@ -74,6 +74,12 @@ def marks(step: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def clock(time: str | None, day: str | None) -> str:
+    """The time of day, where it is the day of `day`; else with its date."""
+    said = show.moment(time)
+    return said[11:] if day and said[:10] == show.moment(day)[:10] else said
+
+
 def money(usd: float | None) -> str:
     """`$3.20`, `$0.0042`; "" when it is not known."""
     if usd is None:
