@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from banksman import codec, events
 from banksman.processors.findings import record_id
-from banksman.signing import header_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 MOST_VALUE = 8 << 20
 """Bytes of a value that a letter holds: the largest that Kafka takes uncompressed. What is longer was compressed."""
 MOST_TEXT = 64 << 10
-"""Characters of a key, and of all headers together."""
+"""Bytes of a key, and of all headers together."""
 MOST_WHY = 2000  # it may quote the record
 
 
@@ -48,8 +47,8 @@ def of_record(
     letter = codec.encode(
         events.Dead(
             v=1, time=events.rfc3339_ms(received_ms), error=_cut(why, MOST_WHY), topic=full_topic, partition=partition,
-            offset=offset, key=_cut((key or b"").decode("utf-8", "backslashreplace"), MOST_TEXT),
-            value=base64.b64encode(value[:MOST_VALUE]).decode(), headers=_fitting(header_map(headers)),
+            offset=offset, key=_shown(key, MOST_TEXT), value=base64.b64encode(value[:MOST_VALUE]).decode(),
+            headers=_fitting(headers),
         )
     )  # fmt: skip
     return Letter(received_ms, f"{full_topic}/{partition}/{offset}", why, letter)
@@ -63,17 +62,24 @@ def of_row(why: str, full_topic: str, entry: Entry) -> Letter:
     )  # fmt: skip
 
 
-def _fitting(headers: dict[str, str]) -> dict[str, str]:
+def _fitting(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
     made: dict[str, str] = {}
     left = MOST_TEXT
-    for name, text in headers.items():
+    for name, value in headers:
         if left <= 0:
-            made["…"] = f"[cut: {len(headers) - len(made)} more headers]"
+            made["…"] = "[cut: there are more headers]"
             break
         short = _cut(name, left)
-        made[short] = _cut(text, left)
-        left -= len(short) + len(made[short])
+        made[short] = _shown(value, left)
+        left -= len(short) + len(made[short]) + 1
     return made
+
+
+def _shown(data: bytes | None, most: int) -> str:
+    """Bytes as text, what is not UTF-8 escaped."""
+    data = data or b""
+    text = data[:most].decode("utf-8", "backslashreplace")
+    return text if len(data) <= most else f"{text}…[cut: {len(data)} bytes]"
 
 
 def _cut(text: str, most: int) -> str:

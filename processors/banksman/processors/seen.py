@@ -8,7 +8,7 @@ the future.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,7 +52,9 @@ class SeenIds:
         self._most = generation
         self._young: set[int] = set()
         self._old: set[int] = set()
-        self._future: dict[int, None] = {}
+        self._future: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # a dict finds its first key slowly when many were taken out
         self._floor_ms, self._floor = 0, ""
         self._newest_ms = self._old_newest_ms = 0
 
@@ -94,7 +96,7 @@ class SeenIds:
             if at > ends[ms]:
                 self._future[h] = None
         while len(self._future) > FROM_THE_FUTURE:
-            self._future.pop(next(iter(self._future)))
+            self._future.popitem(last=False)
         return found
 
     def _remember(self, hashes: set[int], newest_ms: int) -> None:
