@@ -315,7 +315,7 @@ def _plain(record: Any) -> dict[str, Any]:
     """A record as a dict; what is no JSON object has only the fields with an underscore."""
     try:
         made = json.loads(record.value or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         made = {}
     return (made if isinstance(made, dict) else {}) | {
         "_headers": dict(record.headers), "_raw": record.value, "_key": (record.key or b"").decode(errors="replace"),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LAST_WORDS_S = 1.0
 READ_BACK_S = 5.0
+FORGED_AT_ONCE = 30.0
 _log = logging.getLogger("banksman")
 
 
@@ -58,6 +59,7 @@ class Replica:
         """Set when the next heartbeat must not wait."""
         self.control = ControlReader(kafka, secret, self.lease, self.state, forged=self._forged, changed=self.hurry.set)
         self._told: dict[str, float] = {}
+        self._forged_left, self._forged_at = FORGED_AT_ONCE, 0.0
         self.agreement = Agreement()
         self._gauges()
 
@@ -166,11 +168,17 @@ class Replica:
     # ── what is wrong is told ──
 
     def _forged(self, forged: Forged) -> None:
-        """The same finding from every replica and every start: its id and bytes come from the record alone."""
+        """The same finding from every replica and every start: its id and bytes come from the record alone.
+
+        A flood of forged records must not become a flood of findings: a few at once, then one a second. The archiver,
+        which has nothing else to do, counts them all.
+        """
         now = self.lease.clock()
-        if now - self._told.get("forged", -60.0) < 1 and forged.offset % 100:
-            return  # a flood of forged records must not become a flood of findings
-        self._told["forged"] = now
+        self._forged_left = min(FORGED_AT_ONCE, self._forged_left + now - self._forged_at)
+        self._forged_at = now
+        if self._forged_left < 1:
+            return
+        self._forged_left -= 1
         where = f"control/0/{forged.offset}"
         self.records.later(
             Finding(
