@@ -235,6 +235,21 @@ def test_a_result_with_an_error_and_an_approval_are_lines_below_their_call(opera
     ]
 
 
+@pytest.mark.parametrize("call", [None, "id-1", "another"])
+def test_a_call_is_joined_by_the_name_that_it_goes_by(operator: Shell, scribe: Scribe, call: str | None) -> None:
+    named = call or "id-1"
+    scribe.on[STORY] = Reply(
+        canned.session(
+            canned.step(1, "tool.call", call=call, **canned.PUSH),
+            canned.step(2, "decision", call=named, decision="allow", rule="buyer/allow/0", reason="allowed"),
+            canned.step(3, "tool.result", call=named, status="ok", duration_ms=9.0),
+        )
+    )
+    assert table_of(operator("session", "s1").out) == [
+        "1 12:00:01.500 git push acme/billing feature/a allow buyer/allow/0 ok 9 ms"
+    ]
+
+
 def test_on_a_narrow_terminal(operator: Shell, scribe: Scribe) -> None:
     scribe.on[STORY] = Reply(canned.session(*canned.story()))
     ran = operator.on_terminal("session", "s1", columns=110, NO_COLOR="1")

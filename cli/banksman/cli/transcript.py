@@ -60,7 +60,7 @@ def merge(steps: Iterable[Step]) -> list[Line]:
             call = Line(step, marks=marks)
             lines.append(call)
             continue
-        of_call = call is not None and step["call"] is not None and step["call"] == call.step["id"]
+        of_call = call is not None and step["call"] == (call.step["call"] or call.step["id"])
         if not of_call:
             call = None
         if call is not None and step["kind"] == "decision" and call.decision is None and not marks:
