@@ -13,7 +13,7 @@ from banksman.console.session import Session
 from banksman.console.sessions import Sessions
 from banksman.console.sql import Analyst
 from banksman.console.status import Status
-from banksman.console.tail import Watch
+from banksman.console.watch import Watch
 from banksman.http_problem import ClientGone, Problem, routed
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def build(known: Known, asking: Asking, tail: Tail, _settings: Console) -> Appli
         Route("/v1/agents/{agent}/now", now.now, methods=["GET"]),
         Route("/v1/sessions", Sessions(known, asking).endpoint, methods=["GET"]),
         Route("/v1/sessions/{session}", Session(known, asking).endpoint, methods=["GET"]),
-        Route("/v1/watch", Watch(known, asking, tail).endpoint, methods=["GET"]),
+        Route("/v1/watch", Watch(known, tail).endpoint, methods=["GET"]),
         Route("/v1/findings", status.findings, methods=["GET"]),
         Route("/v1/status", status.status, methods=["GET"]),
         Route("/v1/sql", Analyst(known, asking).endpoint, methods=["POST"]),

@@ -52,6 +52,7 @@ class Known:
         """(topic, partition) -> where the archiver goes on."""
         self.kafka_error: str | None = "not reached yet"
         self._kafka, self._log = kafka, ControlLog(kafka, secret, self._forged)
+        self._behind: set[tuple[str, int]] = set()
         self._heard: float | None = None
         self._must_reach: int | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -87,6 +88,7 @@ class Known:
                 await self.close()
             else:
                 self.kafka_error = None
+                self._behind = {where for where, end in self.ends.items() if self.archived.get(where, 0) < end}
                 if self._must_reach is None:
                     self._must_reach = self.ends[Topic.CONTROL.value, 0] - 1
                 self._judge()
@@ -130,6 +132,10 @@ class Known:
             return {}
         found = json.loads(loaded.text).get("agents", {}).get(agent, {}).get("budget", {})
         return found if isinstance(found, dict) else {}
+
+    def behind(self) -> set[tuple[str, int]]:
+        """The partitions that held more than was archived when Kafka was last looked at."""
+        return self._behind
 
     def _judge(self) -> None:
         if self._must_reach is not None and self.applied >= self._must_reach:

@@ -25,7 +25,7 @@ async def main(stop: asyncio.Event) -> None:
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     opened = listener.open_socket(own.console_host, own.console_port, access, setting="BANKSMAN_CONSOLE_HOST")
     known, asking = Known(kafka, secret), Asking(clickhouse, own)
-    tail = Tail(asking)
+    tail = Tail(asking, known)
     app = build(known, asking, tail, own)
     tasks = [
         asyncio.create_task(

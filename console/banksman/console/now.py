@@ -36,13 +36,13 @@ ACTIONS = ("tool.call", "api.request", "model.call")
 _LIVE = "agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND @REPLAY"
 
 RECENT_SQL = f"""
-SELECT {COLUMNS} FROM @events
+SELECT {COLUMNS}, raw FROM @events
 WHERE {_LIVE}
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
 LIMIT {RECENT}
 """
 DECISION_SQL = f"""
-SELECT {COLUMNS} FROM @events
+SELECT {COLUMNS}, raw FROM @events
 WHERE {_LIVE} AND kind = 'decision' AND toString(id) NOT IN (
     SELECT toString(parent) FROM @events
     WHERE {_LIVE} AND kind = 'decision.void' AND received > now64(3) - INTERVAL 1 DAY)

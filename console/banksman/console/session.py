@@ -6,14 +6,13 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.responses import Response
 
 from banksman.console import story
 from banksman.console.now import ended_ms
 from banksman.console.parameters import given, whole
 from banksman.console.sessions import state
-from banksman.console.steps import COLUMNS, add_usd, moment_ms, moment_us, step, tokens_of, usd
+from banksman.console.steps import COLUMNS, add_usd, encoded, moment_ms, moment_us, step, tokens_of, usd
 from banksman.events import is_name
 from banksman.http_problem import problem
 
@@ -49,7 +48,7 @@ WHERE agent = {agent:String} AND replay = {replay:String} AND verified AND sourc
 LIMIT 1 BY source, seq LIMIT 1000000
 """
 PAGE_SQL = f"""
-SELECT {COLUMNS} FROM @events
+SELECT {COLUMNS}, raw FROM @events
 WHERE {_SESSION} AND agent = {{agent:String}} AND replay = {{replay:String}}
     AND received BETWEEN fromUnixTimestamp64Milli({{low:Int64}}) AND fromUnixTimestamp64Milli({{high:Int64}})
     AND (topic, partition, offset) IN {{places:Array(Tuple(String, UInt16, UInt64))}}
@@ -102,7 +101,7 @@ class Session:
             "next": f"{as_of or newest}.{end}.{digest}" if end < len(rows) else None,
             "took_ms": round((time.perf_counter() - began) * 1000, 1),
         }  # fmt: skip
-        return Response(msgspec.json.encode(told), media_type="application/json")
+        return Response(encoded(told), media_type="application/json")
 
     async def _which(self, session: str, found: dict[str, str]) -> Mapping[str, Any]:
         """The one (agent, replay) that is meant. Problem 404, 409."""

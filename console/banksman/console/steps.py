@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from banksman.events import rfc3339
 
 if TYPE_CHECKING:
@@ -19,9 +21,8 @@ COLUMNS = """
     project, agent, session, source, seq, toString(call) AS call_, toString(parent) AS parent_, service, action, resource,
     branch, status, error, result_size, duration_ms, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,
     priced, cost_usd, decision, tier, rule, policy_version, reason, approval, approver, shadow, latency_us, owner, verified,
-    author, replay, late, topic, partition, offset, body_hash, raw
-"""
-"""What `step` needs of a row of `events`."""
+    author, replay, late, topic, partition, offset, body_hash"""
+"""What `step` needs of a row of `events`, besides `raw`."""
 
 _TEXTS = (
     "source", "service", "action", "resource", "branch", "decision", "rule", "policy_version", "reason", "shadow",
@@ -35,7 +36,7 @@ def step(row: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a record says by itself; what is absent is None."""
     try:
         body = json.loads(row["raw"])
-    except ValueError:  # stored although nobody can read it: its coordinates still tell where it is
+    except (ValueError, RecursionError):  # not here, or nested too deeply: the rest of the row still says what it was
         body = {}
     body = body if isinstance(body, dict) else {}
     made: dict[str, Any] = {
@@ -62,6 +63,14 @@ def step(row: Mapping[str, Any]) -> dict[str, Any]:
     made |= {name: row[name] for name in _NUMBERS}
     made |= {name: body.get(name) for name in _FROM_RAW}
     return made
+
+
+def encoded(value: Any) -> bytes:
+    """JSON, whatever a record held: lone surrogates and integers of any size go out as they came in."""
+    try:
+        return msgspec.json.encode(value)
+    except (ValueError, OverflowError, RecursionError):  # UnicodeEncodeError is a ValueError
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def tokens_of(row: Mapping[str, Any]) -> int:
