@@ -45,7 +45,7 @@ def uuid7(now: float) -> str:
 def main() -> None:
     """Ask, act, report."""
     session, call = f"plain-{uuid.uuid4().hex[:8]}", uuid7(time.time())
-    operation = {"service": "git", "action": "push", "resource": "acme/shop", "branch": "fix/checkout"}
+    operation = {"service": "git", "action": "push", "resource": "acme/shop", "branch": "feature/search"}
     report(session, "session.started")
     report(session, "tool.call", call=call, **operation)
     answer = post("/v1/decide", {"id": uuid7(time.time()), "call": call, "session": session, **operation})

@@ -111,7 +111,7 @@ async def _serve(stack: Stack, steps: Steps) -> int:
         show.note("stopping (Ctrl-C again: without waiting)")
     finally:
         await stack.stop()
-    show.note("stopped; the data is kept in " + str(stack.folder.root))
+    show.note(f"stopped; the data is kept in {near(stack.folder.root)}")
     return 0
 
 
@@ -157,17 +157,19 @@ def board(stack: Stack, took: float) -> str:
 
     ports, here, reader = stack.ports, stack.folder, stack.clickhouse.clickhouse_reader
     policies = sorted(file for file in stack.policies.glob("*.yaml") if not file.name.endswith("_test.yaml"))
+    kafka, clickhouse = f"127.0.0.1:{ports.kafka}", f"127.0.0.1:{ports.clickhouse}"
     lines = [
         "",
         f"banksman is up ({show.seconds(took)})",
         "",
         f"  enforcer    http://127.0.0.1:{ports.enforcer}",
         f"  console     http://127.0.0.1:{ports.console}",
-        f"  Kafka       127.0.0.1:{ports.kafka:<12} SASL user {stack.kafka.kafka_username}, password in {here.kafka_password}",
-        f"  ClickHouse  127.0.0.1:{ports.clickhouse:<12} read-only user {reader}, password in {here.reader_password}",
-        f"  policies    {stack.policies} ({len(policies)} file{'s' * (len(policies) != 1)})",
-        f"  admin token {here.admin_token}" + (f" (operator {stack.enrolled}, made now)" if stack.enrolled else ""),
-        f"  logs        {here.logs}",
+        f"  Kafka       {kafka:<21}  SASL user {stack.kafka.kafka_username}, password in {near(here.kafka_password)}",
+        f"  ClickHouse  {clickhouse:<21}  read-only user {reader}, password in {near(here.reader_password)}",
+        f"  policies    {near(stack.policies)} ({len(policies)} file{'s' * (len(policies) != 1)})",
+        f"  admin token {near(here.admin_token)}"
+        + (f" (operator {stack.enrolled}, made now)" if stack.enrolled else ""),
+        f"  logs        {near(here.logs)}",
         "",
         "next, in another terminal:",
     ]
@@ -180,3 +182,9 @@ def board(stack: Stack, took: float) -> str:
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
+
+
+def near(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
