@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from archive_stack import machine
 
-from banksman import bus, codec, events, settings
+from banksman import bus, codec, events, log, settings
 from banksman.local.kafka import free_port
 from banksman.signing import Signer, parse_credential
 from banksman.topics import Topic
@@ -61,8 +61,10 @@ class Stack:
         (self.folder / "policies" / "bench.yaml").write_text(POLICY + "".join(map(RULE.format, names)))
         ports = [word for name, port in self.ports.items() for word in (f"--{name}-port", str(port))]
         argv = [sys.executable, "-P", "-m", "banksman.cli.main", "up", "--data", str(self.data)]
-        log = open(self.folder / "up.log", "wb")  # noqa: SIM115 - as long as the process
-        up = subprocess.Popen([*argv, "--policies", str(self.folder / "policies"), *ports], stdout=log, stderr=log)
+        said_to = open(self.folder / "up.log", "wb")  # noqa: SIM115 - as long as the process
+        up = subprocess.Popen(
+            [*argv, "--policies", str(self.folder / "policies"), *ports], stdout=said_to, stderr=said_to
+        )
         end = time.monotonic() + 180
         while b"banksman is up" not in (said := (self.folder / "up.log").read_bytes()):
             if up.poll() is not None or time.monotonic() > end:
@@ -208,6 +210,7 @@ def quarter(stack: Stack, records: int) -> None:
 
 
 def main() -> None:
+    log.hush_kafka()
     records = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory(prefix="banksman-memory-") as made:
         stack = Stack(Path(made))
