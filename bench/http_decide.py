@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import platform
@@ -59,8 +60,10 @@ agents:
     never:
       - {service: git, actions: [force_push]}
 """
-ANSWER = json.dumps({"id": uuid7(), "decision": "allow", "tier": 2, "rule": "buyer/allow/0", "policy": "bench",
-                     "policy_version": "bench@v1+sha256:0123456789ab", "reason": "allowed", "valid_until": rfc3339()})  # fmt: skip
+ANSWER = json.dumps({
+    "id": uuid7(), "decision": "allow", "tier": 2, "rule": "buyer/allow/0", "policy": "bench",
+    "policy_version": "bench@v1+sha256:0123456789ab", "reason": "allowed", "valid_until": rfc3339(),
+})  # fmt: skip
 FLOOR = f"""
 import sys
 import uvicorn
@@ -169,9 +172,8 @@ async def _own(
     began = time.perf_counter()
     ended = [loop.create_future() for _ in range(connections)]
     for done in ended:
-        await loop.create_connection(
-            lambda done=done: _Asker(head.encode() + body, took, began + seconds, done), where.hostname, where.port
-        )
+        asker = functools.partial(_Asker, head.encode() + body, took, began + seconds, done)
+        await loop.create_connection(asker, str(where.hostname), where.port or 80)
     await asyncio.gather(*ended)
     took.sort()
     return (
@@ -264,7 +266,7 @@ def main() -> None:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         body = json.dumps(QUESTION).encode()
         found: dict[tuple[str, int], list[Burst]] = {}
-        for name, url, server in (("floor", urls[0], floor), ("ours", urls[1], ours)):  # the JVM and the caches warm up
+        for url, server in zip(urls, (floor, ours), strict=True):  # the JVM and the caches warm up
             burst(url, headers, body, 64, args.seconds, server.pid)
         if args.profile:
             print(ours.pid, flush=True)
@@ -287,7 +289,7 @@ def main() -> None:
 
 def report(found: dict[tuple[str, int], list[Burst]], args: argparse.Namespace) -> None:
     lines = [
-        f"HTTP decisions on one core, records acknowledged; {platform.machine()}, {os.cpu_count()} cores, "
+        f"HTTP decisions on one core, records acknowledged; {platform.machine()}, {os.cpu_count()} cores",
         f"Python {platform.python_version()}, load by {'wrk' if shutil.which('wrk') else 'our own generator'}",
         f"medians of {args.rounds} interleaved bursts of {args.seconds:g} s",
         "",

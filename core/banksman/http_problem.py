@@ -104,15 +104,19 @@ def routed(routes: Sequence[BaseRoute]) -> Application:
     """
     from starlette.exceptions import HTTPException
     from starlette.middleware.exceptions import ExceptionMiddleware
-    from starlette.routing import Router
+    from starlette.routing import Match, Route, Router
 
     async def itself(_request: Any, error: Exception) -> Any:
         return error
 
-    async def http(_request: Any, error: Exception) -> Any:
+    async def http(request: Any, error: Exception) -> Any:
         assert isinstance(error, HTTPException)
         detail = {404: "there is nothing here", 405: "this method is not for this address"}.get(error.status_code)
-        return Problem(error.status_code, detail or error.detail, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of all routes of the address, not of the first alone
+            fits = [one for one in routes if isinstance(one, Route) and one.matches(request.scope)[0] is Match.PARTIAL]
+            headers["Allow"] = ", ".join(sorted({method for route in fits for method in route.methods or ()}))
+        return Problem(error.status_code, detail or error.detail, headers=headers)
 
     app = ExceptionMiddleware(Router(routes, redirect_slashes=False), handlers={Problem: itself, HTTPException: http})
 

@@ -21,6 +21,7 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -174,6 +175,7 @@ class _Protocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _fed = 0
+    _owed = 0
     _continued = False
     _slow: asyncio.TimerHandle | None = None
 
@@ -202,14 +204,49 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and not self._owed and self._not_upgraded():
+            return
         if self._slow is not None:
             self._slow.cancel()
             self._slow = None
         super().on_message_complete()
 
+    def _not_upgraded(self) -> bool:
+        """A request that offers another protocol is answered in this one. The parser takes its body for the other
+        protocol's first bytes: so they are handed over here. True when some are still to come.
+        """
+        fields = dict(self.headers)
+        if b"transfer-encoding" in fields:
+            self._refuse(problem(400, "an offer to upgrade, and a body of unknown length"))
+            return True
+        self._owed = int(fields.get(b"content-length") or 0)
+        return self._owed > 0
+
+    def _hand_over(self, data: bytes) -> bytes:
+        body, rest = data[: self._owed], data[self._owed :]
+        self.on_body(body)
+        self._owed -= len(body)
+        if not self._owed:
+            self._owed = -1  # whole: `on_message_complete` is told so
+            self.on_message_complete()
+            self._owed = 0
+        return rest
+
     def data_received(self, data: bytes) -> None:
         self._continued, self._fed = self._in_head, len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            if self._owed:
+                data = self._hand_over(data)
+                continue
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+                continue
+            break
         if self.transport.is_closing():
             return
         if self._in_head and self._continued:

@@ -1,0 +1,176 @@
+"""What one agent may take: rate, time, sessions, approvals; alone with a clock of its own, and through a real process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.enforcer.conftest import Shop, make_desk, open_shop
+from tests.servers import Broker
+
+from banksman import settings
+from banksman.enforcer.limits import REQUEST_NS, SESSION_OPEN_S, AgentLimits, Pending
+from banksman.http_problem import Problem
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def limits(clock: Clock, **own: Any) -> AgentLimits:
+    return AgentLimits(settings.Enforcer(**own), clock)
+
+
+def refused(call: Any, *args: Any) -> Problem:
+    with pytest.raises(Problem) as caught:
+        call(*args)
+    assert caught.value.status == 429
+    assert caught.value.retry_after is not None
+    return caught.value
+
+
+def test_a_second_of_requests_may_be_saved_and_no_more(clock: Clock) -> None:
+    account = limits(clock, agent_rate=10.0)
+    clock.now += 3600
+    for _ in range(10):
+        account.take()
+    assert refused(account.take).retry_after == pytest.approx(0.1)
+    clock.now += 0.25
+    account.take()
+    account.take()
+    refused(account.take)
+
+
+def test_less_than_one_request_a_second(clock: Clock) -> None:
+    account = limits(clock, agent_rate=0.5)
+    account.take()
+    assert refused(account.take).retry_after == pytest.approx(2)
+    clock.now += 1.9
+    refused(account.take)
+    clock.now += 0.2
+    account.take()
+
+
+def test_what_takes_long_counts_as_several(clock: Clock) -> None:
+    account = limits(clock, agent_rate=10.0)
+    account.take()
+    account.charge(REQUEST_NS)  # as long as a request may take: nothing more
+    account.take()
+    account.charge(28 * REQUEST_NS)  # may overdraw: 8 were left, so 20 are owed
+    assert refused(account.take).retry_after == pytest.approx(2.1)
+    clock.now += 2.05
+    refused(account.take)
+    clock.now += 0.1
+    account.take()
+
+
+def test_a_share_of_the_queue_and_of_the_bytes(clock: Clock) -> None:
+    account = limits(clock, queue=8, agent_share=0.25)
+    account.waiting = 2
+    refused(account.take)
+    account.waiting = 1
+    account.take()
+    with account.carrying(16 * 1024 * 1024):
+        refused(account.carrying(1).__enter__)
+    with account.carrying(16 * 1024 * 1024):
+        assert account.waiting == 2
+    assert account.waiting == 1
+
+
+def test_sessions_count_until_they_end_or_are_silent_for_an_hour(clock: Clock) -> None:
+    account = limits(clock, agent_sessions=2)
+    account.session("a", clock.now)
+    account.session("b", clock.now)
+    account.session("a", clock.now)
+    assert refused(account.session, "c", clock.now).field == "session"
+    account.session_ended("b")
+    account.session("c", clock.now)
+    clock.now += SESSION_OPEN_S - 1
+    account.session("c", clock.now)
+    clock.now += 2  # `a` was silent for more than an hour, `c` was not
+    account.session("d", clock.now)
+    refused(account.session, "e", clock.now)
+    assert account.sessions == 2
+
+
+async def test_approvals_hold_their_place_until_they_run_out(clock: Clock) -> None:
+    approvals = limits(clock, agent_approvals=2).approvals
+    loop = asyncio.get_running_loop()
+
+    def opened(name: str, ends: float) -> asyncio.Future[int]:
+        approvals.room(clock.now)
+        future: asyncio.Future[int] = loop.create_future()
+        approvals.open(Pending((name,), ends, {"approval": f"approval-{name}"}), future)
+        return future
+
+    opened("a", clock.now + 10).set_result(1)
+    failing = opened("b", clock.now + 20)
+    refused(approvals.room, clock.now)
+    assert approvals.find(("a",), clock.now) is not None
+    assert approvals.pending("approval-a", clock.now)
+    clock.now += 11
+    assert approvals.find(("a",), clock.now) is None
+    assert not approvals.pending("approval-a", clock.now)
+    opened("c", clock.now + 10)
+    failing.set_exception(RuntimeError("its request was not recorded"))
+    await asyncio.sleep(0)  # lets the future's callbacks run
+    assert approvals.find(("b",), clock.now) is None
+    approvals.room(clock.now)
+
+
+# ── through a real process ──
+
+
+@pytest.fixture(scope="module")
+def strict(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    yield from open_shop(
+        make_desk(broker, tmp_path_factory.mktemp("strict")),
+        BANKSMAN_AGENT_RATE="40", BANKSMAN_AGENT_SESSIONS="3", BANKSMAN_AGENT_APPROVALS="2",
+    )  # fmt: skip
+
+
+def test_rate_sessions_and_approvals(strict: Shop) -> None:
+    for number in range(3):
+        assert strict.decide(session=f"s{number}").status == 200
+    fourth = strict.decide(session="s3")
+    assert (fourth.status, fourth.body["field"]) == (429, "session")
+    assert int(fourth.headers["retry-after"]) == 60
+    token = strict.desk.agents["buyer"].token
+    event = strict("POST", "/v1/events", {"kind": "note", "session": "s3", "text": "x"}, token=token)
+    assert (event.status, event.body["field"]) == (429, "session")
+    assert strict.decide(session="s0").status == 200
+    assert strict("POST", "/v1/events", {"kind": "session.ended", "session": "s0"}, token=token).status == 200
+    assert strict.decide(session="s3").status == 200
+
+    for resource in ("acme/a", "acme/b"):
+        assert strict.decide(session="s3", branch="main", resource=resource).body["decision"] == "approve"
+    third = strict.decide(session="s3", branch="main", resource="acme/c")
+    assert third.status == 429
+    assert "2 approvals of this agent are pending" in third.body["detail"]
+    assert strict.decide(session="s3", branch="main", resource="acme/a").status == 200  # it is pending already
+
+    answers = [strict.decide(session="s3") for _ in range(400)]
+    over = [answer for answer in answers if answer.status == 429]
+    assert over
+    assert {answer.status for answer in answers} == {200, 429}
+    assert "more than 40 requests a second" in over[0].body["detail"]
+    assert int(over[0].headers["retry-after"]) >= 1
+    assert strict.decide(agent="seller").status == 200  # an agent's limits are its own
+
+
+def test_an_agent_cannot_fill_the_memory_with_spellings_of_its_token(strict: Shop) -> None:
+    token = strict.desk.agents["stranger"].token
+    for text in (f"Bearer {token}.{'x' * 3000}", f"bearer   {token}", f"BEARER {token}"):
+        body = {"session": "s", "service": "a", "action": "b"}
+        assert strict("POST", "/v1/decide", body, headers={"Authorization": text}).status == 200
