@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli_pages import cli_page
 from event_pages import events_page, topics_page
+from http_pages import enforcer_page
 from policy_pages import policy_page
 from settings_pages import settings_page
 
@@ -17,6 +18,7 @@ PAGES = {
     "topics.md": topics_page,
     "settings.md": settings_page,
     "policy.md": policy_page,
+    "http-enforcer.md": enforcer_page,
 }
 
 

@@ -36,7 +36,7 @@ This page is made from the models in `core/banksman/events.py` (`make docs`).
 
 def events_page() -> str:
     """The whole page."""
-    parts = [INTRO, "## Common fields\n", _fields(events.Event, set()), ""]
+    parts = [INTRO, "## Common fields\n", fields_table(events.Event, set()), ""]
     common = set(events.Event.__struct_fields__)
     for topic in Topic:
         models = (
@@ -49,9 +49,9 @@ def events_page() -> str:
         parts.append(f"## Topic `{topic}`\n")
         for kind, model in models:
             parts.append(f"### `{kind}`\n\n{inspect.getdoc(model)}\n")
-            parts.append(_fields(model, common))
+            parts.append(fields_table(model, common))
             parts.append(f"\n```json\n{(GOLDEN / f'{kind}.json').read_text()}```\n")
-    parts.append(f"## Topic `dead`\n\n{inspect.getdoc(events.Dead)}\n\n{_fields(events.Dead, set())}\n")
+    parts.append(f"## Topic `dead`\n\n{inspect.getdoc(events.Dead)}\n\n{fields_table(events.Dead, set())}\n")
     return "\n".join(parts)
 
 
@@ -78,7 +78,8 @@ def topics_page() -> str:
     return "\n".join(rows)
 
 
-def _fields(model: Any, leave_out: set[str]) -> str:
+def fields_table(model: Any, leave_out: set[str]) -> str:
+    """A table of a model's fields: name, type, the note that stands under it."""
     hints = get_type_hints(model, include_extras=True)
     notes = _notes(model)
     rows = ["| field | type | |", "|---|---|---|"]
@@ -96,7 +97,7 @@ def _fields(model: Any, leave_out: set[str]) -> str:
 def _notes(model: Any) -> dict[str, str]:
     """The string under a field in the class body is its note."""
     found: dict[str, str] = {}
-    for cls in reversed([c for c in model.__mro__ if c.__module__ == events.__name__]):
+    for cls in reversed([c for c in model.__mro__ if c.__module__.startswith("banksman.")]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(body, ast.ClassDef)
         for before, after in zip(body.body, body.body[1:], strict=False):

@@ -1,0 +1,107 @@
+"""docs/reference/http-enforcer.md from the document that the enforcer itself gives (`/openapi.json`)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from event_pages import fields_table
+
+from banksman.enforcer.admin import NewAgent, NewOperator
+from banksman.enforcer.answers import Answer
+from banksman.enforcer.openapi import document
+from banksman.enforcer.question import ExplainQuestion, Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODELS = {model.__name__: model for model in (Question, ExplainQuestion, Answer, NewAgent, NewOperator)}
+INTRO = """# The enforcer over HTTP
+
+`banksman serve enforcer`, port 7700 (`BANKSMAN_ENFORCER_HOST`, `BANKSMAN_ENFORCER_PORT`). It answers what an agent may do, takes in what
+an agent did, and knows who is who. Whatever is not a 200 with `"decision": "allow"` means no.
+
+`Authorization: Bearer bma_…` is an agent's token, `bmo_…` an operator's; each is refused (403) where the other belongs. Bodies are one
+JSON document in UTF-8 with `Content-Type: application/json`, not compressed; two keys of one name, NaN and numbers that lose digits are
+400, a field that is not known or has a wrong value is 422. `Host` and `Origin` are checked, there are no CORS headers. Errors are
+RFC 9457 problem details: `type title status detail`, and `field` where one is wrong. 503 and 429 carry `Retry-After`.
+
+```
+$ curl -s http://127.0.0.1:7700/v1/decide -H "Authorization: Bearer $BANKSMAN_TOKEN" -H 'Content-Type: application/json' \\
+    -d '{"session": "d97e2169", "service": "git", "action": "push", "resource": "acme/shop", "branch": "main"}'
+{"id":"0190…","decision":"approve","tier":3,"rule":"buyer/require_approval/0","policy":"shop","policy_version":"shop@v3+sha256:…",
+ "reason":"approval_required","valid_until":"2026-11-25T18:00:09.115000Z","approval":"0190…"}
+```
+
+The same question again (same `id`, same body, within ten minutes) gets the same answer; another question under its `id` is 409.
+`valid_until` is the end of the lease under which was answered: who has not acted by then asks again. `POST /v1/events` is answered when
+Kafka has the events; a batch of which one is refused is refused whole. With an admin's token and `Banksman-Replay: RUN` both take what
+[`banksman replay`](replay.md) sends.
+
+This page is made from `enforcer/banksman/enforcer/openapi.py` (`make docs`).
+"""
+
+
+def enforcer_page() -> str:
+    """The whole page: a section a call, then the bodies that they share."""
+    spec = document()
+    parts = [INTRO]
+    shared: dict[str, None] = {}
+    for path, calls in spec["paths"].items():
+        for method, call in calls.items():
+            parts += _call(method, path, call, shared)
+    for name in shared:
+        model = MODELS[name]
+        parts += [f"## {name}\n", inspect.getdoc(model) or "", "", fields_table(model, set()), ""]
+    errors = {status: told["description"] for call in _calls(spec) for status, told in call["responses"].items()}
+    rows = [f"| {status} | {text} |" for status, text in sorted(errors.items()) if status > "299"]
+    return "\n".join([*parts, "## Errors\n", "| status | |", "|---|---|", *rows, ""])
+
+
+def _calls(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for calls in spec["paths"].values():
+        yield from calls.values()
+
+
+def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None]) -> list[str]:
+    who = {"agent": "An agent.", "operator": "An operator."}
+    callers = [who[name] for one in call["security"] for name in one] or ["Nobody has to say who they are."]
+    parts = [f"## {method.upper()} {path}\n", f"{call['summary']} {' '.join(callers)}\n"]
+    body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    if body is not None:
+        parts.append(f"Body: {_type(body, shared)}.\n")
+    for status, answer in call["responses"].items():
+        ((kind, content),) = answer["content"].items()
+        if status.startswith("2"):
+            parts.append(f"{status}: {_type(content['schema'], shared)}{'' if 'json' in kind else f', `{kind}`'}.\n")
+            parts += _fields(content["schema"])
+            if "properties" in content["schema"]:
+                parts.append("")
+    errors = [status for status in call["responses"] if status > "299"]
+    return [*parts, f"[Errors](#errors): {' '.join(errors)}.\n"]
+
+
+def _fields(schema: dict[str, Any]) -> list[str]:
+    properties = schema.get("properties")
+    if not properties:
+        return []
+    rows = [f"| `{name}` | {_type(one, {})} |" for name, one in properties.items()]
+    return ["| field | type |", "|---|---|", *rows]
+
+
+def _type(schema: dict[str, Any], shared: dict[str, None]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name == "AgentEvent":
+            return "[an event](events.md)"
+        shared[name] = None
+        return f"[{name}](#{name.lower()})"
+    for key in ("oneOf", "anyOf"):
+        if key in schema:
+            return " or ".join(_type(one, shared) for one in schema[key])
+    if schema.get("type") == "array":
+        return f"array of {_type(schema['items'], shared)}" if "items" in schema else "array"
+    if "enum" in schema:
+        return ", ".join(f"`{one}`" for one in schema["enum"])
+    kind = schema.get("type", "anything")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
