@@ -95,6 +95,40 @@ def test_a_voided_decision_is_not_the_last_one(stand: Stand) -> None:
     assert now(stand, "voided")["last_decision"]["rule"] == "voided/allow/0"
 
 
+def test_an_allow_that_was_taken_back_opens_nothing(stand: Stand) -> None:
+    call = stand.action("tool.call", "taken", "t1", **PUSH)
+    allow = stand.decision(call)
+    void = {name: allow[name] for name in ("v", "source", "project", "agent", "session")}
+    void |= {"id": uuid7(), "time": rfc3339(), "kind": "decision.void", "parent": allow["id"], "reason": "lease_ended"}
+    stand.publish(allow, void)
+    told = now(stand, "taken")
+    assert (told["open_calls"], told["last_decision"]) == (0, None)
+    (header,) = stand.get("/v1/sessions?agent=taken")["sessions"]
+    assert header["allowed"] == 0
+    told = stand.get("/v1/sessions/t1?agent=taken")["header"]
+    assert (told["allowed"], told["voided"]) == (0, 1)
+
+
+def test_a_tool_call_without_a_call_goes_by_its_id(stand: Stand) -> None:
+    call = stand.action("tool.call", "plain", "p1", **PUSH)
+    del call["call"]
+    stand.publish(call)
+    told = now(stand, "plain")
+    assert (told["open_calls"], told["open_call"]["call"]) == (1, call["id"])
+    assert told["last_actions"][0]["open"] is True
+    stand.publish(stand.action("tool.result", "plain", "p1", call=call["id"], parent=call["id"], status="ok"))
+    told = now(stand, "plain")
+    assert told["open_calls"] == 0
+    assert told["last_actions"][0]["status"] == "ok"
+
+
+def test_tokens_of_a_reused_id_are_all_counted_and_of_a_resend_once(stand: Stand) -> None:
+    first = stand.action("model.call", "spender", "m1", model="m", input_tokens=10, output_tokens=1)
+    other = first | {"input_tokens": 100}
+    stand.publish(first, first, other)
+    assert now(stand, "spender")["tokens"]["used"] == 11 + 101
+
+
 def test_nothing_unsigned_counts(stand: Stand) -> None:
     call = stand.action("tool.call", "honest", "h1", **PUSH)
     stand.publish(call)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from starlette.responses import JSONResponse
 
 from banksman.console.parameters import given, of_replay
-from banksman.console.steps import COLUMNS, known, moment_ms, step, usd
+from banksman.console.steps import COLUMNS, NIL, known, moment_ms, step, usd
 from banksman.events import is_name, rfc3339
 from banksman.http_problem import problem
 
@@ -33,30 +33,36 @@ SHOWN = 5
 MOST_AGENTS = 10_000
 ACTIONS = ("tool.call", "api.request", "model.call")
 
+LATELY = "received > now64(3) - INTERVAL 1 DAY"
+"""Where to look first: an agent at work has written today, and a month of an agent's records is no quick look."""
+
 _LIVE = "agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND @REPLAY"
+_VOIDED = f"SELECT toString(parent) FROM @events WHERE {_LIVE} AND @SINCE AND kind = 'decision.void'"
 
 RECENT_SQL = f"""
 SELECT {COLUMNS}, raw FROM @events
-WHERE {_LIVE}
+WHERE {_LIVE} AND @SINCE
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
 LIMIT {RECENT}
 """
 DECISION_SQL = f"""
 SELECT {COLUMNS}, raw FROM @events
-WHERE {_LIVE} AND kind = 'decision' AND toString(id) NOT IN (
-    SELECT toString(parent) FROM @events
-    WHERE {_LIVE} AND kind = 'decision.void' AND received > now64(3) - INTERVAL 1 DAY)
+WHERE {_LIVE} AND @SINCE AND kind = 'decision' AND toString(id) NOT IN ({_VOIDED})
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
 LIMIT 1
 """
 OPEN_SQL = f"""
-SELECT toString(call) AS call_, argMin(service, place) AS service_, argMin(action, place) AS action_,
+SELECT toString(step) AS call_, argMin(service, place) AS service_, argMin(action, place) AS action_,
     argMin(resource, place) AS resource_, argMin(branch, place) AS branch_,
     toUnixTimestamp64Milli(min(received)) AS started_ms, any(session) AS session_
-FROM (SELECT *, (kind != 'tool.call', received, topic, offset) AS place FROM @events
-WHERE {_LIVE} AND @SINCE AND call != toUUID('00000000-0000-0000-0000-000000000000')
-    AND kind IN ('tool.call', 'decision', 'tool.result'))
-GROUP BY call
+FROM (
+    SELECT *, (kind != 'tool.call', received, topic, offset) AS place,
+        if(call = toUUID('{NIL}') AND kind = 'tool.call', id, call) AS step
+    FROM @events
+    WHERE {_LIVE} AND @SINCE AND (
+        kind IN ('tool.call', 'tool.result') OR kind = 'decision' AND toString(id) NOT IN ({_VOIDED})))
+WHERE step != toUUID('{NIL}')
+GROUP BY step
 HAVING countIf(kind = 'tool.call' OR decision = 'allow') > 0 AND countIf(kind = 'tool.result' OR decision = 'deny') = 0
 ORDER BY started_ms DESC
 LIMIT 1000
@@ -80,7 +86,7 @@ SELECT sum(input_tokens + output_tokens + cache_write_tokens) AS used, sumOrNull
 FROM (
     SELECT input_tokens, output_tokens, cache_write_tokens, cost_usd, priced FROM @events
     WHERE {_LIVE} AND received >= fromUnixTimestamp64Milli({{since:Int64}}) AND kind IN ('model.call', 'tool.result')
-    ORDER BY received, topic, partition, offset LIMIT 1 BY id)
+    ORDER BY received, topic, partition, offset LIMIT 1 BY id, body_hash)
 """
 NEWEST_RUN_SQL = """
 SELECT argMax(replay, received) AS run FROM @events
@@ -165,7 +171,7 @@ class Now:
     async def _recent(self, agent: str, found: dict[str, str]) -> tuple[Rows, str]:
         """The newest records, and the replay that they are of ("" for live)."""
         condition, values = of_replay(found)
-        recent = await self._asking.rows(RECENT_SQL.replace("@REPLAY", condition), agent=agent, **values)
+        recent = await self._newest(RECENT_SQL.replace("@REPLAY", condition), agent=agent, **values)
         if recent:
             return recent, recent[0]["replay"]
         if "replay" in found:
@@ -173,9 +179,13 @@ class Now:
         run = (await self._asking.rows(NEWEST_RUN_SQL, agent=agent))[0]["run"]
         if not run:
             return [], ""
-        return await self._asking.rows(
-            RECENT_SQL.replace("@REPLAY", "replay = {replay:String}"), agent=agent, replay=run
-        ), run
+        sql = RECENT_SQL.replace("@REPLAY", "replay = {replay:String}")
+        return await self._newest(sql, agent=agent, replay=run), run
+
+    async def _newest(self, sql: str, **values: Any) -> Rows:
+        """Of the last day, or else of all days."""
+        rows = await self._asking.rows(sql.replace("@SINCE", LATELY), **values)
+        return rows or await self._asking.rows(sql.replace("@SINCE", "true"), **values)
 
     async def _told(self, agent: str, recent: Rows, run: str) -> dict[str, Any]:
         enrolled = self._known.identities.agents.get(agent)
@@ -188,7 +198,7 @@ class Now:
         zone = _zone(budget.get("timezone", "UTC"))
         since, until = _day(zone)
         last, open_calls, ended, started, spent = await asyncio.gather(
-            self._ask(DECISION_SQL, agent, run),
+            self._newest(DECISION_SQL.replace("@REPLAY", "replay = {replay:String}"), agent=agent, replay=run),
             self._ask(OPEN_SQL, agent, run),
             self._ask(ENDED_SQL, agent, run),
             self._ask(SESSION_SQL, agent, run, session=session or ""),
@@ -234,7 +244,7 @@ class Now:
 
     async def _ask(self, sql: str, agent: str, run: str, **values: Any) -> Rows:
         # A replay keeps its own times: what of it is "open" is judged over the whole run.
-        since = "true" if run else "received > now64(3) - INTERVAL 1 DAY"
+        since = "true" if run else LATELY
         text = sql.replace("@REPLAY", "replay = {replay:String}").replace("@SINCE", since)
         return await self._asking.rows(text, agent=agent, replay=run, **values)
 
@@ -257,17 +267,17 @@ def last_actions(recent: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The newest five actions of newest-first rows, each with the decision and the result that belong to it."""
     decisions = {row["call_"]: row for row in reversed(recent) if row["kind"] == "decision"}
     results = {row["call_"]: row for row in reversed(recent) if row["kind"] == "tool.result"}
-    calls = {row["call_"] for row in recent if row["kind"] == "tool.call"}
+    calls = {known(row["call_"]) or row["id_"] for row in recent if row["kind"] == "tool.call"}
     shown: list[dict[str, Any]] = []
     seen: set[str] = set()
     for row in recent:
-        call = known(row["call_"])
+        call = known(row["call_"]) or row["id_"]
         if row["id_"] in seen:
             continue
         seen.add(row["id_"])
         alone = row["kind"] == "decision" and row["call_"] not in calls
         if len(shown) < SHOWN and (row["kind"] in ACTIONS or alone):
-            shown.append(_action(row, decisions.get(call or row["id_"]), results.get(call or "")))
+            shown.append(_action(row, decisions.get(call), results.get(call)))
     return shown
 
 

@@ -182,7 +182,9 @@ class Session:
         cost: float | None = None
         for row in sure:
             cost = add_usd(cost, usd(row["cost_usd"]))
-        decided = [row["decision"] for row in sure if row["kind"] == "decision"]
+        voided = [row for row, mark in zip(rows, marks, strict=True) if mark["voided"]]
+        taken_back = {row["id_"] for row in voided}
+        decided = [row["decision"] for row in sure if row["kind"] == "decision" and row["id_"] not in taken_back]
         kind = "session.ended" if ended_ms(sure) is not None else ""
         fatal = any(one.kind != "project.paused" for one in held)
         return {
@@ -197,7 +199,7 @@ class Session:
             "duration_s": round((last - start) / 1e6, 3), "steps": len(rows),
             "actions": sum(row["kind"] in ("tool.call", "api.request", "model.call") for row in sure),
             "allowed": decided.count("allow"), "denied": decided.count("deny"), "sent_to_approval": decided.count("approve"),
-            "voided": sum(mark["voided"] for mark in marks), "tokens": sum(tokens_of(row) for row in sure), "cost_usd": cost,
+            "voided": len(voided), "tokens": sum(tokens_of(row) for row in sure), "cost_usd": cost,
             "unpriced_calls": sum(row["priced"] == "unpriced" for row in sure), "unverified": len(rows) - len(sure),
             "late": sum(bool(row["late"]) for row in rows), "id_reused": sum(mark["id_reused"] for mark in marks),
             "controls": [{"kind": one.kind, "by": one.by, "reason": one.reason, "at": one.at} for one in held],

@@ -40,19 +40,22 @@ SELECT agent, session, replay, any(project) AS project, max(owner) AS owner_,
     argMaxIf(kind, (received, offset), verified AND topic = 'actions') AS last_kind,
     argMaxIf(status, received, verified AND kind = 'session.ended') AS status_,
     countIf(verified AND kind IN ('tool.call', 'api.request', 'model.call')) AS actions,
-    countIf(verified AND decision = 'allow') AS allowed, countIf(verified AND decision = 'deny') AS denied,
-    countIf(verified AND kind = 'decision' AND decision = 'approve') AS asked,
+    countIf(answered AND decision = 'allow') AS allowed, countIf(answered AND decision = 'deny') AS denied,
+    countIf(answered AND decision = 'approve') AS asked,
     sumIf(input_tokens + output_tokens + cache_write_tokens, verified) AS tokens, sumOrNullIf(cost_usd, verified) AS cost,
     countIf(verified AND priced = 'unpriced') AS unpriced, countIf(NOT verified) AS unverified,
     groupUniqArrayIf(policy_version, verified AND policy_version != '') AS policy_versions
 FROM (
-    SELECT * FROM @events
-    WHERE topic IN ('actions', 'decisions') AND agent IN {agents:Array(String)} AND session IN {sessions:Array(String)}
+    SELECT *, verified AND kind = 'decision' AND (agent, toString(id)) NOT IN (
+        SELECT agent, toString(parent) FROM @events
+        WHERE kind = 'decision.void' AND verified AND @THESE) AS answered
+    FROM @events
+    WHERE topic IN ('actions', 'decisions') AND @THESE
     ORDER BY verified DESC, received, topic, partition, offset
     LIMIT 1 BY agent, session, replay, id, body_hash
 )
 GROUP BY agent, session, replay
-"""
+""".replace("@THESE", "agent IN {agents:Array(String)} AND session IN {sessions:Array(String)}")
 
 
 class Sessions:
