@@ -32,9 +32,24 @@ class Stack:
     clickhouse: settings.ClickHouse
     secret: signing.Secret
     folder: Path
-    pids: dict[str, int]
+    running: dict[str, subprocess.Popen[bytes]]
+    engine_argv: list[str]
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self.running.items()}
+
+    def start_engine(self) -> None:
+        """ClickHouse, again if it was ended."""
+        log = self.folder / "chdb.log"
+        self.running["clickhouse"] = children.spawn(self.engine_argv, log=log, env=dict(os.environ))
+        _answers(f"{self.clickhouse.clickhouse}/ping")
 
     def archiver(self) -> subprocess.Popen[bytes]:
+        return self.service("banksman.processors")
+
+    def service(self, module: str, **more: str) -> subprocess.Popen[bytes]:
+        """One of the services; its log is named as it."""
         environment = dict(os.environ) | {
             "BANKSMAN_KAFKA": self.kafka.kafka,
             "BANKSMAN_KAFKA_SECURITY": self.kafka.kafka_security,
@@ -43,11 +58,12 @@ class Stack:
             "BANKSMAN_TOPIC_PREFIX": self.kafka.topic_prefix,
             "BANKSMAN_CLICKHOUSE": self.clickhouse.clickhouse,
             "BANKSMAN_CLICKHOUSE_PASSWORD": self.clickhouse.clickhouse_password,
+            "BANKSMAN_CLICKHOUSE_READER_PASSWORD": self.clickhouse.clickhouse_reader_password,
             "BANKSMAN_SECRET_FILE": str(self.folder / "secret.json"),
+            **more,
         }
-        return children.spawn(
-            [sys.executable, "-m", "banksman.processors"], log=self.folder / "archiver.log", env=environment
-        )
+        log = self.folder / f"{module.rpartition('.')[2]}.log"
+        return children.spawn([sys.executable, "-m", module], log=log, env=environment)
 
     def reader(self) -> Store:
         return Store(self.clickhouse, reader=True)
@@ -99,23 +115,23 @@ def stack() -> Iterator[Stack]:
         (folder / "kafka").mkdir()
         node.prepare()
         broker = children.spawn(node.argv(), log=node.log, env=dict(os.environ))
-        running.callback(_end, broker)
+        running.callback(end, broker)
         asyncio.run(node.ready())
         password, port = secrets.token_urlsafe(16), kafka.free_port()
         write_users(folder / "users.json", {"admin": (password, False), "analyst": (password, True)})
         argv = [sys.executable, "-m", "banksman.local.chdb", "--path", str(folder / "chdb"), "--port", str(port)]
         argv += ["--users", str(folder / "users.json")]
-        engine = children.spawn(argv, log=folder / "chdb.log", env=dict(os.environ))
-        running.callback(_end, engine)
         clickhouse = settings.ClickHouse(
             clickhouse=f"http://127.0.0.1:{port}", clickhouse_password=password, clickhouse_reader_password=password
         )
-        _answers(f"http://127.0.0.1:{port}/ping")
-        migrate(clickhouse)
         kafka_settings = node.settings(topic_prefix="bench.", partitions=PARTITIONS)
         asyncio.run(provision.create_topics(kafka_settings))
-        pids = {"kafka": broker.pid, "clickhouse": engine.pid}
-        yield Stack(kafka_settings, clickhouse, signing.create_secret(folder / "secret.json"), folder, pids)
+        secret = signing.create_secret(folder / "secret.json")
+        made_here = Stack(kafka_settings, clickhouse, secret, folder, {"kafka": broker}, argv)
+        made_here.start_engine()
+        running.callback(lambda: end(made_here.running["clickhouse"]))
+        migrate(clickhouse)
+        yield made_here
 
 
 def machine() -> str:
@@ -139,7 +155,8 @@ def resident_mb(pid: int) -> float:
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, and wait until it has."""
     process.terminate()
     process.wait(30)
 
