@@ -277,10 +277,10 @@ def test_what_an_agent_does_right_now(deployed: Deployment) -> None:
         {"session": session, "kind": "tool.call", "id": call, **push},
     )
     deployed.decides("buyer", session=session, call=call, **push)
-    ran = shown(deployed, "now", "buyer", says="last decision  allow")
+    shown(deployed, "now", "buyer", says=f"session        {session}")
+    ran = shown(deployed, "now", "buyer", says="git push acme/billing feature/b, for")
     assert ran.out.startswith("buyer: running\n")
-    assert session in ran.out
-    assert "git push acme/billing feature/b, for" in ran.out
+    assert "last decision  allow" in ran.out
     assert "of 500,000" in ran.out
     told = deployed("now", "buyer", "--json").json
     assert (told["state"], told["session"], told["open_call"]["call"]) == ("running", session, call)

@@ -81,7 +81,9 @@ class Shelf:
         self.rejections: tuple[Rejection, ...] = ()
 
     def apply(self, items: Sequence[Item], *, complete: bool = False) -> Change:
-        """Takes what a scan found. `complete`: it names every file there is, so any other one is gone."""
+        """Takes what a scan found. `complete`: it is a reader's first, and names all there is; what it does not, is not."""
+        if complete:
+            self._unreadable = None
         if complete and not any(isinstance(item, Unreadable) and item.error and not item.missing for item in items):
             self._files.clear()
         for item in items:
