@@ -40,13 +40,13 @@ _LIVE = "agent = {agent:String} AND topic IN ('actions', 'decisions') AND verifi
 _VOIDED = f"SELECT toString(parent) FROM @events WHERE {_LIVE} AND @SINCE AND kind = 'decision.void'"
 
 RECENT_SQL = f"""
-SELECT {COLUMNS}, raw FROM @events
+SELECT {COLUMNS}, '' AS raw FROM @events
 WHERE {_LIVE} AND @SINCE
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
 LIMIT {RECENT}
 """
 DECISION_SQL = f"""
-SELECT {COLUMNS}, raw FROM @events
+SELECT {COLUMNS} FROM @events
 WHERE {_LIVE} AND @SINCE AND kind = 'decision' AND toString(id) NOT IN ({_VOIDED})
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
 LIMIT 1
@@ -67,9 +67,11 @@ HAVING countIf(kind = 'tool.call' OR decision = 'allow') > 0 AND countIf(kind = 
 ORDER BY started_ms DESC
 LIMIT 1000
 """
-ENDED_SQL = f"""
-SELECT session, toUnixTimestamp64Milli(max(received)) AS ended_ms FROM @events
-WHERE {_LIVE} AND @SINCE AND kind = 'session.ended' GROUP BY session
+SESSIONS_SQL = f"""
+SELECT session, toUnixTimestamp64Milli(min(received)) AS started_ms, countIf(kind = 'session.started') > 0 AS begun,
+    toUnixTimestamp64Milli(maxIf(received, kind = 'session.ended')) AS ended_ms
+FROM @events
+WHERE {_LIVE} AND @SINCE GROUP BY session
 """
 SESSION_SQL = f"""
 SELECT toUnixTimestamp64Milli(min(received)) AS started_ms FROM @events
@@ -197,17 +199,17 @@ class Now:
         budget = self._known.budget(project, agent)
         zone = _zone(budget.get("timezone", "UTC"))
         since, until = _day(zone)
-        last, open_calls, ended, started, spent = await asyncio.gather(
-            self._newest(DECISION_SQL.replace("@REPLAY", "replay = {replay:String}"), agent=agent, replay=run),
+        decided, open_calls, sessions, spent = await asyncio.gather(
+            self._decided(agent, recent, run),
             self._ask(OPEN_SQL, agent, run),
-            self._ask(ENDED_SQL, agent, run),
-            self._ask(SESSION_SQL, agent, run, session=session or ""),
+            self._ask(SESSIONS_SQL, agent, run),
             self._ask(SPENT_SQL, agent, run, since=int(since.timestamp() * 1000)),
         )
+        known_sessions = {row["session"]: row for row in sessions}
+        started_ms = await self._started(agent, session, run, known_sessions.get(session or ""))
         now_ms = time.time() * 1000
-        over = {row["session"]: row["ended_ms"] for row in ended}
+        over = {row["session"]: row["ended_ms"] for row in sessions}
         open_calls = [row for row in open_calls if row["started_ms"] > over.get(row["session_"], 0)]
-        decided = last[0] if last else None
         waits = await self._waits(agent, run, decided) if decided and decided["decision"] == "approve" else None
         controls = self._known.controls.on(project, agent, session)
         fatal = [one for one in controls if one.kind != "project.paused"] if not run else []
@@ -217,7 +219,7 @@ class Now:
         return {
             "agent": agent, "project": project, "owner": owner or None, "replay": run or None,
             "state": "killed" if fatal else state, "since": since_told,
-            "session": session, "session_started": moment_ms(started[0]["started_ms"]) if session else None,
+            "session": session, "session_started": None if started_ms is None else moment_ms(started_ms),
             "last_seen": moment_ms(newest["received_ms"]) if newest else None,
             "open_call": None if opened is None else {
                 "call": opened["call_"],
@@ -247,6 +249,23 @@ class Now:
         since = "true" if run else LATELY
         text = sql.replace("@REPLAY", "replay = {replay:String}").replace("@SINCE", since)
         return await self._asking.rows(text, agent=agent, replay=run, **values)
+
+    async def _decided(self, agent: str, recent: Rows, run: str) -> Mapping[str, Any] | None:
+        """The last decision that stands. What takes one back is newer than it: so it is among the newest rows, or not there."""
+        voided = {row["parent_"] for row in recent if row["kind"] == "decision.void"}
+        for row in recent:
+            if row["kind"] == "decision" and row["id_"] not in voided:
+                return row
+        sql = DECISION_SQL.replace("@REPLAY", "replay = {replay:String}")
+        found = await self._newest(sql, agent=agent, replay=run) if recent else []
+        return found[0] if found else None
+
+    async def _started(self, agent: str, session: str | None, run: str, lately: Mapping[str, Any] | None) -> int | None:
+        """When the session began, in ms; further back than a day only where its start is."""
+        if session is None or (lately is not None and lately["begun"]):
+            return None if lately is None else int(lately["started_ms"])
+        rows = await self._ask(SESSION_SQL, agent, run, session=session)
+        return int(rows[0]["started_ms"])
 
     async def _waits(self, agent: str, run: str, decided: Mapping[str, Any]) -> dict[str, Any] | None:
         """The approval that nobody has answered and that has not run out, or None."""

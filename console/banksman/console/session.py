@@ -30,7 +30,7 @@ _SESSION = "topic IN ('actions', 'decisions') AND session = {session:String}"
 
 CANDIDATES_SQL = f"""
 SELECT agent, replay, any(session) AS session_, any(project) AS project_,
-    toUnixTimestamp64Milli(max(received)) AS last_ms, count() AS records,
+    toUnixTimestamp64Milli(min(received)) AS first_ms, toUnixTimestamp64Milli(max(received)) AS last_ms, count() AS records,
     countIf(verified) AS verified_
 FROM @events WHERE {_SESSION} AND @AGENT AND @PROJECT AND @REPLAY
 GROUP BY agent, replay ORDER BY last_ms DESC LIMIT 100
@@ -38,7 +38,7 @@ GROUP BY agent, replay ORDER BY last_ms DESC LIMIT 100
 LIGHT_SQL = f"""
 SELECT {story.LIGHT} FROM @events
 WHERE {_SESSION} AND agent = {{agent:String}} AND replay = {{replay:String}}
-    AND received <= fromUnixTimestamp64Milli({{as_of:Int64}})
+    AND received BETWEEN fromUnixTimestamp64Milli({{first:Int64}}) AND fromUnixTimestamp64Milli({{as_of:Int64}})
 ORDER BY received, topic, partition, offset LIMIT {MOST_RECORDS + 1}
 """
 NUMBERS_SQL = """
@@ -75,7 +75,9 @@ class Session:
         which = await self._which(session, found)
         as_of, first, told_before = _cursor(found.get("cursor"))
         mine = {"session": session, "agent": which["agent"], "replay": which["replay"]}
-        light = await self._asking.rows(LIGHT_SQL, as_of=as_of or 2**46, **mine)
+        # Between its first and last record: the session's own part of the log is all that is read.
+        span = {"first": which["first_ms"], "as_of": as_of or which["last_ms"]}
+        light = await self._asking.rows(LIGHT_SQL, **span, **mine)
         if len(light) > MOST_RECORDS:
             raise problem(422, f"the session has more than {MOST_RECORDS} records: ask with SQL", field="session")
         rows = story.ordered(story.shown(light))
