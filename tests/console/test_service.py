@@ -84,8 +84,11 @@ class Stream:
         self.connection.request("GET", f"/v1/watch{query}", headers=headers)
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
-        self.last = ""
-        assert self._block() == ["retry: 1000", ": watching"]
+        self.last = last
+        retry, *id_, comment = self._block()
+        assert (retry, comment) == ("retry: 1000", ": watching")
+        if not last:
+            (self.last,) = (line.removeprefix("id: ") for line in id_)
 
     def _block(self) -> list[str]:
         lines = []
@@ -124,6 +127,16 @@ def test_a_watcher_sees_everything_once_also_after_coming_back(stand: Stand) -> 
     assert [one["text"] for one in told] == ["3", "4", "5", "6"]
     assert (told[3]["args"], told[3]["cut"]) == (None, True)
     assert stand("GET", "/v1/watch", token=stand.desk.viewer, headers={"Last-Event-ID": "; DROP"}).status == 422
+
+
+def test_a_watcher_that_is_cut_before_anything_happened_misses_nothing(stand: Stand) -> None:
+    stand.publish(stand.action("note", "early", "w", text="before"))
+    stream = Stream(stand, "?agent=early")
+    stream.close()
+    stand.publish(stand.action("note", "early", "w", text="meanwhile"))
+    again = Stream(stand, "?agent=early", stream.last)
+    assert again.next()["text"] == "meanwhile"
+    again.close()
 
 
 def test_a_watcher_goes_on_over_a_restart_of_the_read_side(stand: Stand) -> None:

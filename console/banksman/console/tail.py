@@ -146,6 +146,11 @@ class Tail:
         self._starting = asyncio.Lock()
         self._wake = asyncio.Event()
 
+    @property
+    def since_ms(self) -> int:
+        """What the next question brings was received after this."""
+        return max(0, min((self._newest_ms - WINDOW_MS, *self._late.values())))
+
     async def run(self) -> None:
         """Never returns."""
         told = ""
@@ -215,7 +220,7 @@ class Tail:
             if where[0] in _LETTERS:
                 self._late.setdefault(where, self._last_ms.get(where, self._newest_ms - DAY_MS))
         settled = [where for where in self._late if where not in behind]
-        since_ms = max(0, min((self._newest_ms - WINDOW_MS, *self._late.values())))
+        since_ms = self.since_ms
         rows = await self._after(place, since_ms, {})
         for where in settled:  # the archiver had caught up before this question, so nothing old can come any more
             self._late.pop(where, None)

@@ -49,7 +49,9 @@ class Watch:
             yield tail.event("problem", encoded({"detail": "ClickHouse is away"}), "")
             await asyncio.sleep(tail.AWAY_S)
         try:
-            yield b"retry: 1000\n: watching\n\n"
+            # An id at once: a stream that is cut before anything happened goes on from where it began.
+            begun = f"id: {tail.write(self._tail.since_ms, reader.place)}\n" if place is None else ""
+            yield f"retry: 1000\n{begun}: watching\n\n".encode()
             while reader.late and not reader.ended:
                 try:
                     texts = await self._tail.missed(reader, since_ms)
