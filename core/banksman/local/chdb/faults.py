@@ -18,7 +18,7 @@ STATUS = {
     48: 501,
     **dict.fromkeys([76, 202, 209, 439], 503),
     # where a server says 500, and a client would try the same again in vain
-    **dict.fromkeys([40, 43, 89, 271], 400),
+    **dict.fromkeys([40, 43, 89, 271, 456, 457], 400),
     307: 413,
     236: 503,
 }

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """A whole answer and what it took."""
+    """A whole answer and what it took. `read_…`: from tables; `result_rows`: of the answer."""
 
     data: bytes
+    result_rows: int
     read_rows: int
     read_bytes: int
     written_rows: int
@@ -42,7 +43,12 @@ class Handle:
         with _faults():
             got = self._connection.query(sql, form, params=params)
             return Result(
-                got.bytes() or b"", got.rows_read(), got.bytes_read(), got.rows_written(), got.bytes_written()
+                got.bytes() or b"",
+                got.rows_read(),  # what chDB calls read is what it handed out
+                got.storage_rows_read(),
+                got.storage_bytes_read(),
+                got.rows_written(),
+                got.bytes_written(),
             )
 
     @contextmanager

@@ -82,6 +82,8 @@ class Request:
                     48, f"{name}=1 (native compression) is not spoken here; use Content-Encoding. (NOT_IMPLEMENTED)"
                 )
         self._read_form()
+        if role := self.parameters.get("role"):  # who asks for a narrower one must not be given everything
+            raise Fault(511, f"There is no role {role!r}; users are what there is. (UNKNOWN_ROLE)")
         session = self.parameters.get("session_id")
         sql, word = self._read_statement()
         if not self.changes and session and not self._harmless(sql, word):
@@ -232,11 +234,13 @@ class Request:
             return
         insert = statements.split_insert(sql)
         if insert is None:
-            self._whole(handle, sql + self._rest(), params)
+            between = b"\n" if self.parameters.get("query", "").strip() else b""  # else both are one body
+            self._whole(handle, sql + between + self._rest(), params)
         elif insert.input is not None:
             self._insert_select(handle, insert, params)
         elif params:  # the engine's way for data in pieces takes no parameters
-            self._whole(handle, sql + self._rest(), params)
+            data = b" VALUES " if insert.format == "Values" else f" FORMAT {insert.format}\n".encode()
+            self._whole(handle, insert.statement + data + insert.data + self._rest(), params)
         else:
             written = handle.insert(insert.statement.decode(), insert.format, self._data(insert))
             self._inserted(*written)
