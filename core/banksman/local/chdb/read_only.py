@@ -99,10 +99,10 @@ def read_only(sql: bytes, table_functions: frozenset[str], params: dict[str, str
 
 
 def _check_seam(last: str, token: str, kind: str | None) -> None:
-    """Two tokens without a space between them that are another thing to the engine: `//` begins a comment, doubled quotes
-    stand inside a name, and in `x'…'` a backslash is no escape.
+    """Two tokens without a space between them that are another thing to the engine: `//` begins a comment, as does a `/*`
+    that never ends, doubled quotes stand inside a name, and in `x'…'` a backslash is no escape.
     """
-    if last + token[0] == "//" or (last == "`" and kind == "quoted") or (last.isalnum() and kind == "string"):
+    if last + token[0] in ("//", "/*") or (last == "`" and kind == "quoted") or (last.isalnum() and kind == "string"):
         raise _refused(f"{token[:20]!r} right behind {last!r}")
 
 
