@@ -62,6 +62,10 @@ def invalid(error: Exception) -> InvalidEvent:
     if missing:
         field = f"{field}.{missing[1]}" if field else missing[1]
         message = "is missing"
+    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", message, re.DOTALL)
+    if unknown:
+        field = f"{field}.{unknown[1]}" if field else unknown[1]
+        message = "is not a field of this call"
     return InvalidEvent(message, field=field)
 
 

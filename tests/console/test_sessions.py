@@ -157,3 +157,18 @@ def test_the_order_of_rows_means_nothing(order: list[int]) -> None:
 def test_the_verified_one_of_a_resend_is_shown() -> None:
     rows = [row(offset=1, verified=False), row(offset=2), row(offset=3)]
     assert [one["offset"] for one in story.shown(rows)] == [2]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["tool.call", "decision", "tool.result"]), st.integers(-9, 99)), max_size=9))
+def test_what_nobody_signed_moves_nothing(forged: list[tuple[str, int]]) -> None:
+    """The signed rows stand in the order in which they stand alone, whatever is written between them."""
+    signed = [
+        row(id_="a", call_="a", kind="tool.call", time_us=10, offset=1),
+        row(id_="b", call_="b", kind="tool.call", time_us=20, offset=2),
+        row(id_="d", call_="b", kind="decision", time_us=21, offset=0, topic="decisions"),
+        row(id_="r", call_="a", kind="tool.result", time_us=30, offset=3),
+    ]
+    for n, (kind, time_us) in enumerate(forged):
+        signed.append(row(id_=f"f{n}", call_="b", kind=kind, time_us=time_us, offset=9 + n, verified=False))
+    told = story.ordered(signed)
+    assert [one["id_"] for one in told if one["verified"]] == ["a", "r", "b", "d"]

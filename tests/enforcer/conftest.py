@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -418,8 +419,15 @@ def shop(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 def raw_request(base: str, data: bytes, *, seconds: float = 5) -> bytes:
-    """Bytes to the socket -> the first bytes that come back."""
+    """Bytes to the socket -> the first answer that comes back, whole; less when the connection is closed before."""
     host, port = base.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
         connection.sendall(data)
-        return connection.recv(65536)
+        got = b""
+        while chunk := connection.recv(65536):
+            got += chunk
+            head, ended, body = got.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            if ended and (length is None or len(body) >= int(length[1])):
+                break
+        return got

@@ -146,7 +146,7 @@ def test_killed_and_back(broker: Broker, desk: Desk, make_enforcer: Any) -> None
 
 def test_a_share_of_the_queue_and_the_whole_of_it(broker: Broker, tmp_path: Any) -> None:
     """With nothing acknowledged: two of eight places for one agent, then 429; when all are taken, 503 for everybody."""
-    lasting = {"BANKSMAN_LEASE_S": "60", "BANKSMAN_RECORD_DEADLINE_S": "4", "BANKSMAN_QUEUE": "8"}
+    lasting = {"BANKSMAN_LEASE_S": "60", "BANKSMAN_RECORD_DEADLINE_S": "8", "BANKSMAN_QUEUE": "8"}
     with contextmanager(open_shop)(make_desk(broker, tmp_path), **lasting) as shop:
         waiting: list[Future[Answer]] = []
         with ThreadPoolExecutor(16) as pool, frozen(broker):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,11 +138,11 @@ async def test_approvals_hold_their_place_until_they_run_out(clock: Clock) -> No
 def strict(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     yield from open_shop(
         make_desk(broker, tmp_path_factory.mktemp("strict")),
-        BANKSMAN_AGENT_RATE="40", BANKSMAN_AGENT_SESSIONS="3", BANKSMAN_AGENT_APPROVALS="2",
+        BANKSMAN_AGENT_RATE="10000", BANKSMAN_AGENT_SESSIONS="3", BANKSMAN_AGENT_APPROVALS="2",
     )  # fmt: skip
 
 
-def test_rate_sessions_and_approvals(strict: Shop) -> None:
+def test_sessions_and_approvals(strict: Shop) -> None:
     for number in range(3):
         assert strict.decide(session=f"s{number}").status == 200
     fourth = strict.decide(session="s3")
@@ -160,13 +162,17 @@ def test_rate_sessions_and_approvals(strict: Shop) -> None:
     assert "2 approvals of this agent are pending" in third.body["detail"]
     assert strict.decide(session="s3", branch="main", resource="acme/a").status == 200  # it is pending already
 
-    answers = [strict.decide(session="s3") for _ in range(400)]
-    over = [answer for answer in answers if answer.status == 429]
-    assert over
-    assert {answer.status for answer in answers} == {200, 429}
-    assert "more than 40 requests a second" in over[0].body["detail"]
-    assert int(over[0].headers["retry-after"]) >= 1
-    assert strict.decide(agent="seller").status == 200  # an agent's limits are its own
+
+def test_rate(broker: Broker, tmp_path: Path) -> None:
+    """Of its own: on a machine that is busy with others, one slow request counts as many."""
+    with contextmanager(open_shop)(make_desk(broker, tmp_path), BANKSMAN_AGENT_RATE="2") as shop:
+        answers = [shop.decide() for _ in range(40)]
+        over = [answer for answer in answers if answer.status == 429]
+        assert over
+        assert {answer.status for answer in answers} == {200, 429}
+        assert "more than 2 requests a second" in over[0].body["detail"]
+        assert int(over[0].headers["retry-after"]) >= 1
+        assert shop.decide(agent="seller").status == 200  # an agent's limits are its own
 
 
 def test_an_agent_cannot_fill_the_memory_with_spellings_of_its_token(strict: Shop) -> None:

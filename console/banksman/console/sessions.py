@@ -35,7 +35,7 @@ ORDER BY last_ms DESC, agent DESC, session DESC, replay DESC
 LIMIT {limit:UInt32}
 """
 NUMBERS_SQL = """
-SELECT agent, session, replay, any(project) AS project, max(owner) AS owner_,
+SELECT agent, session, replay, anyIf(project, verified) AS project, maxIf(owner, verified) AS owner_,
     toUnixTimestamp64Milli(minIf(received, verified)) AS first_ms, toUnixTimestamp64Milli(maxIf(received, verified)) AS last_ms,
     argMaxIf(kind, (received, offset), verified AND topic = 'actions') AS last_kind,
     argMaxIf(status, received, verified AND kind = 'session.ended') AS status_,

@@ -34,7 +34,9 @@ _SPACE = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|#[! ][^\n]*(?:\n|$)|/\*.*?\*/)+", 
 class Sql(msgspec.Struct, forbid_unknown_fields=True):
     """The body."""
 
-    query: Annotated[str, msgspec.Meta(min_length=1)]
+    query: Annotated[
+        str, msgspec.Meta(min_length=1, examples=["SELECT agent, count() AS n FROM events GROUP BY agent"])
+    ]
     parameters: dict[str, str | int | float | bool | list[Any] | None] = {}
     format: Literal["json", "csv", "tsv", "ndjson"] = "json"
 

@@ -50,23 +50,24 @@ def _rank(row: Row) -> tuple[bool, int, str, int, int]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """The rows as the story goes."""
+    """The rows as the story goes. What nobody has signed moves nothing that somebody has."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["id_"] if row["call_"] == NIL else row["call_"]].append(row)
     # A call begins with its tool.call, however wrong the clock of whoever answered it.
-    begins = {
-        name: min(
-            (row["time_us"] for row in group if row["kind"] == "tool.call"), default=min(r["time_us"] for r in group)
-        )
-        for name, group in groups.items()
-    }
+    begins = {name: min(map(_begins, group))[-1] for name, group in groups.items()}
     order = sorted(groups, key=lambda name: (begins[name], name))
     return [row for name in order for row in sorted(groups[name], key=_within)]
 
 
-def _within(row: Row) -> tuple[int, int, int, str, int, int]:
-    return _PLACES.get(row["kind"], 5), row["time_us"], row["seq"], row["topic"], row["partition"], row["offset"]
+def _begins(row: Row) -> tuple[bool, bool, int]:
+    """The least of a call says when it began: of what is signed before what is not, and its tool.call before the rest."""
+    return not row["verified"], row["kind"] != "tool.call", row["time_us"]
+
+
+def _within(row: Row) -> tuple[int, bool, int, int, str, int, int]:
+    place = _PLACES.get(row["kind"], 5)
+    return place, not row["verified"], row["time_us"], row["seq"], row["topic"], row["partition"], row["offset"]
 
 
 def gaps_of(numbers: Mapping[str, Iterable[int]], elsewhere: Mapping[str, set[int]]) -> list[tuple[str, int, int, int]]:

@@ -31,6 +31,36 @@ _ABOUT_DATA = frozenset(
     {6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 190, 321, 349, 376, 407, 441, 467, 561, 645}
 )
 _ABOUT_QUESTION = frozenset({36, 42, 43, 44, 46, 47, 60, 62, 63, 81, 115, 164, 179, 184, 215, 386, 456, 497})
+# What a server says that is not well, whatever it was asked: files, network, threads, space, overload, shutdown.
+_ABOUT_SERVER = frozenset(
+    {
+        74,
+        75,
+        76,
+        198,
+        202,
+        203,
+        209,
+        210,
+        225,
+        236,
+        242,
+        243,
+        244,
+        252,
+        279,
+        319,
+        394,
+        425,
+        439,
+        668,
+        692,
+        745,
+        999,
+        1001,
+        1002,
+    }
+)
 _TOO_MUCH = frozenset({158, 159, 160, 241, 307, 396})
 _CODE = re.compile(r"(?:code:|Code:) ?(\d+)")
 
@@ -83,13 +113,17 @@ class Store:
     def raw(
         self, sql: str, parameters: Mapping[str, Any], *, form: str, limits: Mapping[str, Any] | None = None
     ) -> bytes:
-        """The whole answer as the server writes it in the format `form`, otherwise as `query`."""
+        """The whole answer as the server writes it in the format `form`.
+
+        `sql` is anybody's, and can end in any of ClickHouse's hundreds of errors: BadQuestion for all but those that say that
+        the server is not well, which are StoreAway.
+        """
         try:
             answer: bytes = self._connected().raw_query(
                 sql, parameters=dict(parameters), settings=dict(limits or {}), fmt=form
             )
         except (ClickHouseError, HTTPError, OSError) as error:
-            raise self._ours(error) from None
+            raise self._ours(error, anybodys=True) from None
         return answer
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
@@ -152,7 +186,7 @@ class Store:
                 self._client.database = self.database  # not in get_client, which would ask for it before it is made
         return self._client
 
-    def _ours(self, error: Exception) -> Exception:
+    def _ours(self, error: Exception, *, anybodys: bool = False) -> Exception:
         text = str(error).replace("\n", " ").strip()
         found = _CODE.search(text)
         code = int(found[1]) if found else 0
@@ -163,6 +197,8 @@ class Store:
             return BadQuestion(said, code)
         if code in (192, 193, 194, 516):
             return InvalidSetting(f"ClickHouse refuses the user: {said}", field="BANKSMAN_CLICKHOUSE_USER or _PASSWORD")
+        if anybodys and found and code not in _ABOUT_SERVER:
+            return BadQuestion(said, code)
         if not found:  # nobody answered: the next call makes a new connection
             self._client = None
         return StoreAway(f"ClickHouse at {self._settings.clickhouse}: {said}")

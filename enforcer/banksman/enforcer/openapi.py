@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse
 
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
-from banksman.enforcer.question import ExplainQuestion, Question
-from banksman.events import ACTION_KINDS, KINDS
+from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
+from banksman.events import ACTION_KINDS, KINDS, NAME
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -28,7 +28,8 @@ _REASONS = {
     401: "No token, or one that is not known.",
     403: "A token that may not do this; a foreign Host or Origin.",
     404: "There is no such thing.",
-    405: "Another method is for this address.",
+    405: "Another method is for this address; Allow says which.",
+    408: "The request did not come in time.",
     409: "It is there already, or another question was asked under this id.",
     413: "The body is too large.",
     415: "Content-Type or Content-Encoding is not one that is read here.",
@@ -57,7 +58,7 @@ class OpenApi:
 def document() -> dict[str, Any]:
     """The whole OpenAPI 3.1 document."""
     kinds = [KINDS[kind] for kind in sorted(ACTION_KINDS)]
-    models = [Question, ExplainQuestion, NewAgent, NewOperator, Answer, *kinds]
+    models = [Question, ReplayedQuestion, ExplainQuestion, NewAgent, NewOperator, Answer, *kinds]
     _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     for kind in kinds:  # what is missing is stamped
         _loosen(components[kind.__name__])
@@ -70,7 +71,8 @@ def document() -> dict[str, Any]:
         "/v1/decide": {
             "post": _call(
                 "decide", "May this agent do this?", "agent",
-                body=_ref("Question"), answer=_ref("Answer"), also=(409, 413, 429, 503),
+                body={"anyOf": [_ref("Question"), _ref("ReplayedQuestion")]}, answer=_ref("Answer"),
+                also=(409, 413, 429, 503), headers=(_REPLAY,),
             )
         },
         "/v1/events": {
@@ -78,7 +80,7 @@ def document() -> dict[str, Any]:
                 "events", "What the agent did: one event, an array, or NDJSON. Answered when they are durable.", "agent",
                 body={"oneOf": [event, {"type": "array", "items": event}]},
                 answer=_object(accepted={"type": "integer", "minimum": 0}), also=(413, 429, 503),
-                content={"application/x-ndjson": ndjson},
+                content={"application/x-ndjson": ndjson}, headers=(_SENT, _REPLAY),
             )
         },
         "/v1/explain": {
@@ -100,7 +102,7 @@ def document() -> dict[str, Any]:
                     "rotateAgent", "A new credential; the old token is refused from then on.", "operator",
                     answer=_texts("agent", "project", "token"), also=(404, 409, 503),
                 ),
-                "parameters": [{"name": "agent", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+                "parameters": [{"name": "agent", "in": "path", "required": True, "schema": _NAMED}],
             }
         },
         "/v1/operators": {
@@ -131,6 +133,22 @@ def document() -> dict[str, Any]:
 
 
 _TEXT = {"type": "string"}
+_NAMED = {"type": "string", "pattern": f"^{NAME}$"}
+_SENT = {
+    "name": "Banksman-Sent", "in": "header", "schema": {"type": "string", "format": "date-time"},
+    "description": "When the client sends this, by its own clock: what it kept during an outage is late then, its clock right.",
+}  # fmt: skip
+_REPLAY = {
+    "name": "Banksman-Replay", "in": "header", "schema": _NAMED,
+    "description": "The name of a run. With an admin's token: what was recorded is replayed, marked, and changes nothing live.",
+}  # fmt: skip
+_SOON = {"Retry-After": {"required": True, "description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": _TEXT}},
+    405: {"Allow": {"required": True, "schema": _TEXT}},
+    429: _SOON,
+    503: _SOON,
+}
 _PROBLEM = {
     "type": "object",
     "description": "RFC 9457 problem details.",
@@ -195,26 +213,30 @@ def _call(
     status: int = 200,
     also: tuple[int, ...] = (),
     content: dict[str, Any] | None = None,
+    headers: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
     """One operation. `who`: agent, operator, or "" for anyone on the inside."""
-    errors = {400, 403, 405, 431, *also} | ({401} if who else set()) | ({415, 422} if body else set())
+    errors = {400, 403, 405, 408, 431, *also} | ({401} if who else set()) | ({415, 422} if body else set())
     good = {"application/json": {"schema": answer}} if answer is not None else {"text/plain": {"schema": _TEXT}}
     made: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
-        "security": [{who: []}] if who else [],
+        "security": [{who: []}, *([{"operator": []}] if _REPLAY in headers else [])] if who else [],
         "responses": {
             str(status): {"description": "As asked.", "content": good},
             **{str(error): _problem(error) for error in sorted(errors)},
         },
     }
+    if headers:
+        made["parameters"] = list(headers)
     if body is not None:
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}, **(content or {})}}
     return made
 
 
 def _problem(status: int) -> dict[str, Any]:
-    return {"description": _REASONS[status], "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+    told = {"description": _REASONS[status], "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+    return told | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
 def _loosen(schema: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ Text = Annotated[str, Meta(max_length=65536)]  # a policy says `too_long` far be
 Words = Annotated[str, Meta(max_length=16384)]
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)").fullmatch
-_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`").fullmatch
 Q = TypeVar("Q", bound="Question")
 
 
@@ -84,10 +83,7 @@ def checked(value: Any, model: type[Q]) -> Q:
 def wrong(error: Exception) -> Problem:
     """A sentence of msgspec's as a 422."""
     told = codec.invalid(error)
-    unknown = _UNKNOWN(told.message)
-    if unknown is None:
-        return problem(422, told.message, field=told.field)
-    return problem(422, "is not a field of this call", field=f"{told.field}.{unknown[1]}" if told.field else unknown[1])
+    return problem(422, told.message, field=told.field)
 
 
 def normal_time(text: Any, field: str) -> str:
