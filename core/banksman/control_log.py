@@ -86,9 +86,11 @@ class ControlLog:
 
     def verified(self, record: ConsumerRecord) -> Event | None:
         """The record's event if a service of ours wrote it, for live use, exactly so. None: a tombstone, or forged."""
+        author = self._verifier.author(self._topic, record.key, record.headers, record.value or b"")
         if record.value is None:
+            if author is None or not author.service:  # compaction will take away what it lies over
+                self._refuse(record, "a tombstone that nobody of ours has signed", dict(record.headers))
             return None
-        author = self._verifier.author(self._topic, record.key, record.headers, record.value)
         headers = dict(record.headers)
         try:
             event = codec.decode(record.value, Topic.CONTROL)

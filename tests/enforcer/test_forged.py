@@ -191,7 +191,8 @@ def test_a_tombstone_is_nothing_to_apply(shop: Shop) -> None:
     (record,) = shop.tape.wait(
         Topic.CONTROL, lambda one: one.get("agent") == "buyer" and one["kind"] == "agent.enrolled"
     )
-    applied(shop, append(shop, record["_key"].encode(), None, []))
+    applied(shop, offset := append(shop, record["_key"].encode(), None, []))
+    assert "a tombstone that nobody of ours has signed" in told(shop, offset)["title"]
     assert shop.decide().status == 200
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -29,6 +30,9 @@ RUNNING_MS = 10_000
 OPEN_MS = 3_600_000
 SAME_MOMENT_MS = 1000
 RECENT = 200
+DAY_MS = 86_400_000
+PROMPT_MS = 2000
+"""What is received later than this after its id was made is looked at twice: it may be a copy."""
 SHOWN = 5
 MOST_AGENTS = 10_000
 ACTIONS = ("tool.call", "api.request", "model.call")
@@ -43,13 +47,17 @@ RECENT_SQL = f"""
 SELECT {COLUMNS}, '' AS raw FROM @events
 WHERE {_LIVE} AND @SINCE
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
-LIMIT {RECENT}
+LIMIT {{limit:UInt32}}
 """
 DECISION_SQL = f"""
 SELECT {COLUMNS} FROM @events
 WHERE {_LIVE} AND @SINCE AND kind = 'decision' AND toString(id) NOT IN ({_VOIDED})
 ORDER BY agent DESC, received DESC, topic DESC, partition DESC, offset DESC
-LIMIT 1
+LIMIT {{limit:UInt32}}
+"""
+FIRST_SQL = f"""
+SELECT toString(id) AS id_, body_hash, toUnixTimestamp64Milli(min(received)) AS first_ms FROM @events
+WHERE {_LIVE} AND received >= fromUnixTimestamp64Milli({{since:Int64}}) AND id IN {{ids:Array(UUID)}} GROUP BY id, body_hash
 """
 OPEN_SQL = f"""
 SELECT toString(step) AS call_, argMin(service, place) AS service_, argMin(action, place) AS action_,
@@ -173,7 +181,7 @@ class Now:
     async def _recent(self, agent: str, found: dict[str, str]) -> tuple[Rows, str]:
         """The newest records, and the replay that they are of ("" for live)."""
         condition, values = of_replay(found)
-        recent = await self._newest(RECENT_SQL.replace("@REPLAY", condition), agent=agent, **values)
+        recent = await self._newest(RECENT_SQL, RECENT, condition, agent=agent, **values)
         if recent:
             return recent, recent[0]["replay"]
         if "replay" in found:
@@ -181,13 +189,42 @@ class Now:
         run = (await self._asking.rows(NEWEST_RUN_SQL, agent=agent))[0]["run"]
         if not run:
             return [], ""
-        sql = RECENT_SQL.replace("@REPLAY", "replay = {replay:String}")
-        return await self._newest(sql, agent=agent, replay=run), run
+        return await self._newest(RECENT_SQL, RECENT, "replay = {replay:String}", agent=agent, replay=run), run
 
-    async def _newest(self, sql: str, **values: Any) -> Rows:
-        """Of the last day, or else of all days."""
-        rows = await self._asking.rows(sql.replace("@SINCE", LATELY), **values)
-        return rows or await self._asking.rows(sql.replace("@SINCE", "true"), **values)
+    async def _newest(self, sql: str, count: int, condition: str, **values: Any) -> Rows:
+        """The newest rows, but copies: a record that lies at a second place, and was received there as if it were news.
+
+        A client sends again what was not acknowledged, and whoever can write to Kafka can append what an agent once wrote.
+        """
+        rows: Rows = []
+        text = sql.replace("@REPLAY", condition)
+        for since in (LATELY, "true"):
+            for limit in (count, 100 * count):
+                found = await self._asking.rows(text.replace("@SINCE", since), limit=limit, **values)
+                rows = await self._without_copies(found, condition, **values)
+                if len(found) < limit or len(rows) * 2 > count:
+                    break
+            if rows:
+                break
+        return rows[:count]
+
+    async def _without_copies(self, rows: Rows, condition: str, **values: Any) -> Rows:
+        times = Counter((row["id_"], row["body_hash"]) for row in rows)
+        doubted = sorted(
+            {
+                row["id_"]
+                for row in rows
+                if times[row["id_"], row["body_hash"]] > 1 or row["received_ms"] - _made_ms(row["id_"]) > PROMPT_MS
+            }
+        )
+        if not doubted:
+            return rows
+        text = FIRST_SQL.replace("@REPLAY", condition)
+        found = await self._asking.rows(text, ids=doubted, since=_first_ms(doubted), **values)
+        first = {(row["id_"], row["body_hash"]): row["first_ms"] for row in found}
+        return [
+            row for row in rows if row["received_ms"] <= first.get((row["id_"], row["body_hash"]), row["received_ms"])
+        ]
 
     async def _told(self, agent: str, recent: Rows, run: str) -> dict[str, Any]:
         enrolled = self._known.identities.agents.get(agent)
@@ -210,6 +247,8 @@ class Now:
         now_ms = time.time() * 1000
         over = {row["session"]: row["ended_ms"] for row in sessions}
         open_calls = [row for row in open_calls if row["started_ms"] > over.get(row["session_"], 0)]
+        if not run:
+            open_calls = await self._truly_open(open_calls, agent)
         waits = await self._waits(agent, run, decided) if decided and decided["decision"] == "approve" else None
         controls = self._known.controls.on(project, agent, session)
         fatal = [one for one in controls if one.kind != "project.paused"] if not run else []
@@ -244,6 +283,17 @@ class Now:
             "controls": [{"kind": one.kind, "by": one.by, "reason": one.reason, "at": one.at} for one in controls],
         }  # fmt: skip
 
+    async def _truly_open(self, calls: Rows, agent: str) -> Rows:
+        """The calls that were not there before: a copy of an old tool.call opens nothing again."""
+        doubted = [row["call_"] for row in calls if row["started_ms"] - _made_ms(row["call_"]) > PROMPT_MS]
+        if not doubted:
+            return calls
+        found = await self._ask(FIRST_SQL, agent, "", ids=doubted, since=_first_ms(doubted))
+        first: dict[str, int] = {}
+        for row in found:
+            first[row["id_"]] = min(row["first_ms"], first.get(row["id_"], row["first_ms"]))
+        return [row for row in calls if row["started_ms"] <= first.get(row["call_"], row["started_ms"])]
+
     async def _ask(self, sql: str, agent: str, run: str, **values: Any) -> Rows:
         # A replay keeps its own times: what of it is "open" is judged over the whole run.
         since = "true" if run else LATELY
@@ -256,8 +306,9 @@ class Now:
         for row in recent:
             if row["kind"] == "decision" and row["id_"] not in voided:
                 return row
-        sql = DECISION_SQL.replace("@REPLAY", "replay = {replay:String}")
-        found = await self._newest(sql, agent=agent, replay=run) if recent else []
+        if not recent:
+            return None
+        found = await self._newest(DECISION_SQL, 1, "replay = {replay:String}", agent=agent, replay=run)
         return found[0] if found else None
 
     async def _started(self, agent: str, session: str | None, run: str, lately: Mapping[str, Any] | None) -> int | None:
@@ -280,6 +331,16 @@ class Now:
                 requested = moment_ms(row["received_ms"])
                 return {"approval": decided["approval"], "requested": requested, "expires_at": expires_at}
         return None
+
+
+def _first_ms(doubted: Sequence[str]) -> int:
+    """Nothing of these was received before: a clock that is a day ahead is no clock."""
+    return max(0, min(_made_ms(one) for one in doubted) - DAY_MS)
+
+
+def _made_ms(identity: str) -> int:
+    """When a UUIDv7 was made, by its author's clock."""
+    return int(identity[:8] + identity[9:13], 16)
 
 
 def last_actions(recent: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
