@@ -1,7 +1,7 @@
 """Answers that were given: the same question again gets the same answer while nothing that could change it has changed.
 
 A question is known by (agent, id). Kept for ten minutes, 100,000 at most, on this replica only: another one decides
-afresh and both answers are on record (`docs/decisions`, idempotency).
+afresh and both answers are on record (docs/decisions/0051).
 """
 
 from __future__ import annotations
