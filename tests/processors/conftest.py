@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.servers import PARTITIONS, child_environment
 
 from banksman import bus, codec, events, signing
@@ -36,14 +37,15 @@ class Archive:
     folder: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *, clickhouse: str = "") -> subprocess.Popen[bytes]:
+        """An archiver; `clickhouse`: an address between it and ClickHouse."""
         environment = child_environment() | {
             "BANKSMAN_KAFKA": self.kafka.kafka,
             "BANKSMAN_KAFKA_SECURITY": self.kafka.kafka_security,
             "BANKSMAN_KAFKA_USERNAME": self.kafka.kafka_username,
             "BANKSMAN_KAFKA_PASSWORD": self.kafka.kafka_password,
             "BANKSMAN_TOPIC_PREFIX": self.kafka.topic_prefix,
-            "BANKSMAN_CLICKHOUSE": self.clickhouse.clickhouse,
+            "BANKSMAN_CLICKHOUSE": clickhouse or self.clickhouse.clickhouse,
             "BANKSMAN_CLICKHOUSE_DATABASE": self.clickhouse.clickhouse_database,
             "BANKSMAN_CLICKHOUSE_PASSWORD": self.clickhouse.clickhouse_password,
             "BANKSMAN_SECRET_FILE": str(self.secret_file),
@@ -123,6 +125,21 @@ class Archive:
 
     def count(self) -> int:
         return int(self.ask("SELECT count() AS n FROM @events WHERE topic = 'actions'")[0]["n"])
+
+    def ends(self, topic: Topic) -> int:
+        """How many records a topic has had, in all of its partitions."""
+
+        async def ask() -> int:
+            name = self.kafka.topic(topic)
+            consumer = AIOKafkaConsumer(name, **self.kafka.client(), enable_auto_commit=False)
+            await consumer.start()
+            try:
+                there = [TopicPartition(name, number) for number in consumer.partitions_for_topic(name) or ()]
+                return sum((await consumer.end_offsets(there)).values())
+            finally:
+                await consumer.stop()
+
+        return asyncio.run(ask())
 
 
 @pytest.fixture

@@ -25,48 +25,25 @@ if TYPE_CHECKING:
 common.set_setting("invalid_setting_action", "send")
 logging.getLogger("clickhouse_connect.driver.client").setLevel(logging.ERROR)  # it warns of each one that is sent
 
-# Errors that are about the data or the question: trying again cannot help. Everything else (disk, memory, too many parts,
-# network, and what nobody foresaw) may pass.
-_ABOUT_DATA = frozenset(
-    {6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 190, 321, 349, 376, 407, 441, 467, 561, 645}
-)
-_ABOUT_QUESTION = frozenset({36, 42, 43, 44, 46, 47, 60, 62, 63, 81, 115, 164, 179, 184, 215, 386, 456, 497})
+# What a value can be refused for. Not among them: what a body that was cut looks like (3, 32, 33), or a garbled one (26, 27,
+# 117, 190), and columns of another type (53, 70), which refuse every row alike. Those, and everything else (disk, memory, too
+# many parts, network, and what nobody foresaw), say nothing about a row, and may pass.
+_ABOUT_VALUES = frozenset({6, 38, 41, 69, 72, 131, 321, 349, 376, 407, 467, 469, 691})
+_ABOUT_QUESTION = _ABOUT_VALUES | {
+    26, 27, 32, 33, 36, 42, 43, 44, 46, 47, 53, 60, 62, 63, 70, 81, 115, 117, 164, 179, 184, 190, 215, 386, 441, 456, 497,
+    561, 645,
+}  # fmt: skip
 # What a server says that is not well, whatever it was asked: files, network, threads, space, overload, shutdown.
-_ABOUT_SERVER = frozenset(
-    {
-        74,
-        75,
-        76,
-        198,
-        202,
-        203,
-        209,
-        210,
-        225,
-        236,
-        242,
-        243,
-        244,
-        252,
-        279,
-        319,
-        394,
-        425,
-        439,
-        668,
-        692,
-        745,
-        999,
-        1001,
-        1002,
-    }
-)
+_ABOUT_SERVER = frozenset({
+    74, 75, 76, 198, 202, 203, 209, 210, 225, 236, 242, 243, 244, 252, 279, 319, 394, 425,
+    439, 668, 692, 745, 999, 1001, 1002,
+})  # fmt: skip
 _TOO_MUCH = frozenset({158, 159, 160, 241, 307, 396})
 _CODE = re.compile(r"(?:code:|Code:) ?(\d+)")
 
 
 class BadData(InvalidInput):
-    """ClickHouse refused rows for what is in them."""
+    """ClickHouse itself refused rows, with a code that speaks of the values in them."""
 
 
 class BadQuestion(InvalidInput):
@@ -136,10 +113,10 @@ class Store:
     def insert(self, table: str, columns: Sequence[str], block: bytes) -> None:
         """One block of `store.native` with these columns: all of its rows are there when this returns, or none.
 
-        StoreAway: try the same again. BadData: a row in it can never be stored.
+        StoreAway: try the same again; it may be there already. BadData: ClickHouse refused it for a value in it.
         """
         try:
-            self._connected().raw_insert(
+            done = self._connected().raw_insert(
                 f"`{self.database}`.`{table}`",
                 column_names=columns,
                 insert_block=block,
@@ -152,7 +129,9 @@ class Store:
                 },
             )
         except (ClickHouseError, HTTPError, OSError) as error:
-            raise self._ours(error) from None
+            raise self._ours(error, stores=True) from None
+        if not done.query_id():  # ClickHouse's own header: a 200 of something in between stores nothing
+            raise StoreAway(f"{self._settings.clickhouse} is answered by something that is not ClickHouse")
 
     def close(self) -> None:
         """Let the connection go."""
@@ -186,19 +165,21 @@ class Store:
                 self._client.database = self.database  # not in get_client, which would ask for it before it is made
         return self._client
 
-    def _ours(self, error: Exception, *, anybodys: bool = False) -> Exception:
+    def _ours(self, error: Exception, *, stores: bool = False, anybodys: bool = False) -> Exception:
         text = str(error).replace("\n", " ").strip()
-        found = _CODE.search(text)
-        code = int(found[1]) if found else 0
         said = re.sub(r"\(for url [^)]*\)|Received ClickHouse exception, code: \d+, server response: ", "", text)[:1000]
-        if code in _ABOUT_DATA:
+        # ClickHouse names the code in a header. A text may quote anything: what is stored is never judged by one.
+        header = getattr(error, "code", None)
+        found = None if stores or header else _CODE.search(text)
+        code = header or (int(found[1]) if found else 0)
+        if stores and code in _ABOUT_VALUES:
             return BadData(said)
-        if code in _ABOUT_QUESTION or (self._reader and code in _TOO_MUCH):
+        if not stores and (code in _ABOUT_QUESTION or (self._reader and code in _TOO_MUCH)):
             return BadQuestion(said, code)
         if code in (192, 193, 194, 516):
             return InvalidSetting(f"ClickHouse refuses the user: {said}", field="BANKSMAN_CLICKHOUSE_USER or _PASSWORD")
-        if anybodys and found and code not in _ABOUT_SERVER:
+        if anybodys and code and code not in _ABOUT_SERVER:
             return BadQuestion(said, code)
-        if not found:  # nobody answered: the next call makes a new connection
+        if not code:  # nobody answered: the next call makes a new connection
             self._client = None
         return StoreAway(f"ClickHouse at {self._settings.clickhouse}: {said}")

@@ -52,6 +52,8 @@ FULL_ROUND = 2_000
 """Records from which on a round is worth its part, and the next follows at once."""
 PACE_S = 0.15
 """Least time between two rounds that are not full: each makes a part, which ClickHouse has to merge."""
+CLOSE_S = 2.0
+"""Seconds that a Kafka client gets to say goodbye."""
 
 Polled = dict[TopicPartition, "Sequence[Batch]"]
 
@@ -108,12 +110,13 @@ class Archiver:
             await self._patience.start(producer.start)
             self._teller = Teller(producer, self._kafka, self._signer, self._findings.source)
             consumer.subscribe(list(self._topics), listener=_Pause(consumer, self._assigned))
-            await self._work(consumer, stop)
+            await self._patience.within(self._work(consumer, stop))
         except Stopping:
             return  # what is under way is not committed; the next archiver reads it again
         finally:
-            await consumer.stop()
-            await producer.stop()
+            for close in (consumer.stop, producer.stop):
+                with contextlib.suppress(TimeoutError):  # a frozen broker would be waited for
+                    await asyncio.wait_for(close(), CLOSE_S)
             self._store.close()
 
     async def _work(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
@@ -145,6 +148,10 @@ class Archiver:
                 if storing is not None:
                     await storing
                 storing = asyncio.create_task(self._finish(consumer, made))
+        except asyncio.CancelledError:
+            if storing is not None:
+                storing.cancel()
+            raise
         finally:
             if storing is not None:
                 await storing
@@ -213,8 +220,10 @@ class Archiver:
         about = self._findings.dead_letters(several, records, self._teller.dead_topic, _now_ms())
         return [about] if about else []
 
-    async def _insert(self, block: Block) -> None:
-        """Store a block. What ClickHouse refuses for its content is halved down to the one bad row, which is a dead letter."""
+    async def _insert(self, block: Block, *, refused: bool = False) -> None:
+        """Store a block. What ClickHouse refuses for its content is halved down to the one bad row. If that is refused again,
+        alone and over a new connection, it is a dead letter.
+        """
         names, data = block.encoded()
         try:
             await self._patience.ask(partial(self._store.insert, "events", names, data))
@@ -222,10 +231,13 @@ class Archiver:
             if len(block) > 1:
                 for half in block.halves():
                     await self._insert(half)
-                return
-            entry = next(block.entries())
-            letter = letters.of_row(str(error), self._kafka.topic(entry.topic), entry)
-            await self._teller.tell(self._about_letters([letter], 1), [letter])
+            elif not refused:
+                self._store.close()
+                await self._insert(block, refused=True)
+            else:
+                entry = next(block.entries())
+                letter = letters.of_row(str(error), self._kafka.topic(entry.topic), entry)
+                await self._teller.tell(self._about_letters([letter], 1), [letter])
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:
         """Put every assigned partition behind the last record of it that ClickHouse has."""
