@@ -25,8 +25,8 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
 from banksman import bus
-from banksman.errors import Unavailable
-from banksman.processors import batches, letters, positions, rows, seen
+from banksman.errors import BadDeployment, Unavailable
+from banksman.processors import batches, continuity, letters, positions, rows, seen
 from banksman.processors.blocks import Block, blocks
 from banksman.processors.findings import Findings
 from banksman.processors.patience import Patience, Stopping
@@ -52,6 +52,8 @@ FULL_ROUND = 2_000
 """Records from which on a round is worth its part, and the next follows at once."""
 PACE_S = 0.15
 """Least time between two rounds that are not full: each makes a part, which ClickHouse has to merge."""
+SURE_S = 10.0
+"""How long a log has to look like another one than was archived before the archiver refuses it."""
 CLOSE_S = 2.0
 """Seconds that a Kafka client gets to say goodbye."""
 
@@ -139,6 +141,9 @@ class Archiver:
                     continue
                 if self._assigned.is_set():
                     continue
+                if any(several[0].first < self._next[partition] for partition, several in polled.items()):
+                    self._assigned.set()  # the log begins anew: whether it is another one is looked at before it is read
+                    continue
                 if not polled:
                     await self._teller.tell(self._findings.overdue(_now_ms()))
                     continue
@@ -179,8 +184,8 @@ class Archiver:
 
     def _gap(self, partition: TopicPartition, first: Batch) -> list[events.Finding]:
         """Whether a partition goes on where it was left. Compaction leaves gaps of its own."""
-        expected, found = self._next.get(partition, 0), first.first
-        if found == expected or (found > expected and SPECS[self._topics[partition.topic]].compact):
+        expected, found = self._next[partition], first.first
+        if found == expected or SPECS[self._topics[partition.topic]].compact:
             return []
         logger.error("%s goes on at %d instead of %d", partition, found, expected)
         told = self._findings.gap(first.received_ms, partition.topic, partition.partition, expected, found, _now_ms())
@@ -240,23 +245,40 @@ class Archiver:
                 await self._teller.tell(self._about_letters([letter], 1), [letter])
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:
-        """Put every assigned partition behind the last record of it that ClickHouse has."""
+        """Put every assigned partition behind the last record of it that ClickHouse has. BadDeployment: it is another one."""
+        wrong_since: float | None = None
         while self._assigned.is_set():
             self._assigned.clear()
             try:
                 there = await self._patience.ask(partial(positions.stored, self._store))
                 commits = await positions.committed(self._kafka, self._group)
-                for partition in consumer.assignment():
-                    name = positions.name_of(self._topics, partition)
-                    self._highest[name] = there.highest.get(name, -1)
-                    self._next[partition] = positions.go_on(self._highest[name], commits.get(partition))
+                names = {where: positions.name_of(self._topics, where) for where in consumer.assignment()}
+                ends = await consumer.end_offsets(list(names))
+                for partition, name in names.items():
+                    self._highest[name] = there.highest(name)
+                    following = positions.go_on(self._highest[name], commits.get(partition), ends[partition])
+                    continuity.check_end(partition, following, ends[partition])
+                    self._next[partition] = following
+                await continuity.check(consumer, names, there, self._received_at)
+                for partition in names:
                     consumer.seek(partition, self._next[partition])
                     consumer.resume(partition)
                 self._seen.forgotten_up_to(there.newest_ms)
+            except BadDeployment as error:
+                # After an election a leader may not know for a moment how far its log is acknowledged.
+                wrong_since = wrong_since or time.monotonic()
+                if time.monotonic() - wrong_since > SURE_S:
+                    raise
+                logger.warning("looking again: %s", error)
+                self._assigned.set()
+                await self._patience.pause(1)
             except (KafkaError, Unavailable) as error:
                 logger.warning("assigned partitions: %s", error)
                 self._assigned.set()
                 await self._patience.pause(0.5)
+
+    async def _received_at(self, places: Mapping[positions.Place, int]) -> Mapping[positions.Place, int]:
+        return await self._patience.ask(partial(continuity.received_at, self._store, places))
 
 
 class _Pause(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

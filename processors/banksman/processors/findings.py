@@ -200,13 +200,9 @@ class Findings:
     def gap(
         self, received_ms: int, full_topic: str, partition: int, expected: int, found: int, clock_ms: int
     ) -> events.Finding | None:
-        """A partition does not go on where it was left: Kafka lost records, or is another Kafka."""
-        if found > expected:
-            title = f"{found - expected} records of {full_topic} were never archived"
-            suggestion = "Kafka's retention is shorter than the archiver was away; make it longer"
-        else:
-            title = f"{full_topic} begins anew at {found}, and was archived up to {expected - 1}"
-            suggestion = "the topic was made again or the broker lost its data; nothing archived is lost"
+        """A partition does not go on where it was left: Kafka removed records before they were archived."""
+        title = f"{found - expected} records of {full_topic} were never archived"
+        suggestion = "Kafka's retention is shorter than the archiver was away; make it longer"
         where = f"{full_topic}/{partition}/{found}"
         return self.see(
             Sight(received_ms, where, "gap", f"gap/{full_topic}/{partition}"), clock_ms, severity="page", title=title,

@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from banksman.topics import Topic
 
 
+Place = tuple[str, int]
+"""How ClickHouse names a partition: the topic without the prefix, and the number."""
+
+
 @dataclass(frozen=True)
 class Stored:
-    """What ClickHouse has: the highest offset per (topic, partition), and when its newest record was received."""
+    """What ClickHouse has: per partition the highest offset and when that was received, and when the newest of all was (ms)."""
 
-    highest: dict[tuple[str, int], int]
+    last: dict[Place, tuple[int, int]]
     newest_ms: int
+
+    def highest(self, place: Place) -> int:
+        """-1 for none."""
+        return self.last.get(place, (-1, 0))[0]
 
 
 def stored(store: Store) -> Stored:
@@ -46,11 +54,12 @@ def stored(store: Store) -> Stored:
             + ": run `banksman migrate`"
         )
     answer = store.query(
-        "SELECT topic, partition, max(offset) AS highest, toUnixTimestamp64Milli(max(received)) AS newest "  # noqa: S608 - a checked setting
+        "SELECT topic, partition, max(offset) AS highest, toUnixTimestamp64Milli(argMax(received, offset)) AS received_ms, "  # noqa: S608 - a checked setting
+        "toUnixTimestamp64Milli(max(received)) AS newest "
         f"FROM `{store.database}`.events GROUP BY topic, partition"
     )
     return Stored(
-        {(row["topic"], row["partition"]): row["highest"] for row in answer},
+        {(row["topic"], row["partition"]): (row["highest"], row["received_ms"]) for row in answer},
         max((row["newest"] for row in answer), default=0),
     )
 
@@ -65,9 +74,11 @@ async def committed(kafka: Kafka, group: str) -> dict[TopicPartition, OffsetAndM
     return found
 
 
-def go_on(highest: int, commit: OffsetAndMetadata | None) -> int:
-    """The first offset to read. `highest`: of the stored ones, -1 for none."""
+def go_on(highest: int, commit: OffsetAndMetadata | None, end: int) -> int:
+    """The first offset to read. `highest`: of the stored ones, -1 for none. `end`: of the log."""
     if commit is not None and commit.offset >= 0 and _had(commit.metadata) <= highest:
+        if highest < 0 and commit.offset > end:
+            return 0  # of another log, and nothing is stored of either
         return max(highest + 1, int(commit.offset))
     return highest + 1
 
@@ -77,8 +88,8 @@ def commit_of(offset: int, highest: int) -> OffsetAndMetadata:
     return OffsetAndMetadata(offset, f"stored={highest}")
 
 
-def name_of(topics: Mapping[str, Topic], partition: TopicPartition) -> tuple[str, int]:
-    """How ClickHouse names a partition: without the prefix. `topics`: by full name."""
+def name_of(topics: Mapping[str, Topic], partition: TopicPartition) -> Place:
+    """How ClickHouse names a partition. `topics`: by full name."""
     return topics[partition.topic].value, partition.partition
 
 
