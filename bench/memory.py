@@ -50,6 +50,8 @@ class Stack:
     ports: dict[str, int] = field(
         default_factory=lambda: {n: free_port() for n in ("kafka", "clickhouse", "enforcer", "console")}
     )
+    credentials: list[str] = field(default_factory=list)
+    """Of agent-00, agent-01, …"""
     tokens: list[str] = field(default_factory=list)
     signers: list[Signer] = field(default_factory=list)
     sent: int = 0
@@ -74,6 +76,7 @@ class Stack:
             credential = self.ask("enforcer", "/v1/agents", {"agent": name, "project": "bench", "owner": "ann"})[
                 "token"
             ]
+            self.credentials.append(credential)
             self.tokens.append(credential.partition(".")[0])
             self.signers.append(parse_credential(credential).signer())
         return up
