@@ -38,12 +38,10 @@ Outcome = Literal["allow", "deny", "approve"]
 
 
 def uuid7(at_ms: int | None = None) -> str:
-    """A fresh UUIDv7 (RFC 9562): milliseconds since 1970, then 74 random bits."""
+    """A fresh UUIDv7 (RFC 9562): milliseconds since 1970, then 72 random bits."""
     ms = clock.time_ns() // 1_000_000 if at_ms is None else at_ms
-    tail = int.from_bytes(os.urandom(10), "big")
-    number = (ms << 80) | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    digits = ((ms & 0xFFFFFFFFFFFF).to_bytes(6, "big") + os.urandom(10)).hex()
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def rfc3339(moment: datetime | None = None) -> str:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.producers.fake_enforcer import FakeEnforcer, Reply, Request, problem
 
 from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidSetting
+from banksman.events import uuid7
 from banksman.producers import Emitter, SpoolFull
 from banksman.signing import Credential, digest
 
@@ -379,8 +381,9 @@ def test_memory_is_bounded_and_what_does_not_fit_is_counted_and_shows_as_a_gap(
         return real(taken, source, seq)
 
     monkeypatch.setattr(intake.Intake, "_made", slow)
+    monkeypatch.setattr(outbox._intake, "_most", 5000)
     session = emitter.session("s1")
-    for n in range(outbox._bounds.events + 50):
+    for n in range(5050):
         session.note(str(n))
     assert emitter.stats().dropped >= 50
     gate.set()
@@ -456,3 +459,89 @@ def test_no_folder_for_a_spool(fake: FakeEnforcer, make_emitter: Callable[..., E
     fake.start()
     assert emitter.flush(20)
     assert texts(fake) == [str(n) for n in range(100)]
+
+
+# ── a call does little ──
+
+
+def test_a_call_takes_the_time_and_the_rest_comes_later(
+    fake: FakeEnforcer, make_emitter: Callable[..., Emitter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times and ids are those of the calls, in their order, however late the record is made."""
+    from banksman.producers import intake
+
+    emitter = make_emitter()
+    gate = threading.Event()
+    real = intake.Intake._made
+
+    def late(*args: Any) -> bytes | None:
+        gate.wait(20)
+        return real(*args)
+
+    monkeypatch.setattr(intake.Intake, "_made", late)
+    session = emitter.session("s1")
+    before = datetime.now(UTC)
+    ids = [session.note(str(n)) for n in range(200)]
+    after = datetime.now(UTC)
+    gate.set()
+    assert emitter.flush(20)
+    events = fake.events
+    assert [event["id"] for event in events] == ids
+    times = [event["time"] for event in events]
+    assert times == sorted(times)
+    assert before.isoformat(timespec="microseconds")[:26] <= times[0] < times[-1] <= after.isoformat()[:26]
+    of_ids = [int(event["id"][:8] + event["id"][9:13], 16) for event in events]
+    assert of_ids == [int(datetime.fromisoformat(time).timestamp() * 1000 + 1e-4) for time in times]
+
+
+def test_an_id_of_the_agents_own_is_kept(fake: FakeEnforcer, emitter: Emitter) -> None:
+    mine = uuid7()
+    assert emitter.emit({"id": mine, "kind": "tool.call", "session": "s1", "service": "x", "action": "y"}) == mine
+    made = emitter.emit({"id": None, "kind": "note", "session": "s1", "text": "x", "more": None})
+    assert emitter.emit("no event") != made  # type: ignore[arg-type]
+    assert emitter.flush(10)
+    assert [(event["id"], event.get("call")) for event in fake.events] == [(mine, mine), (made, None)]
+    assert "more" not in fake.events[1]
+
+
+def test_a_busy_agent_does_not_have_to_wake_anybody(emitter: Emitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While events come the thread looks by itself; after a while of quiet it sleeps until one wakes it."""
+    intake = emitter._outbox._intake
+    real, blocked, quiet = intake._gathered, [0], threading.Event()
+
+    def gathered(*, block: bool, timeout: float | None) -> Any:
+        blocked[0] += block
+        if block:
+            quiet.set()
+        return real(block=block, timeout=timeout)
+
+    monkeypatch.setattr(intake, "_gathered", gathered)
+    session = emitter.session("s1")
+    session.note("first")
+    assert quiet.wait(20), "it never sleeps"
+    assert emitter.flush(10), "nothing wakes it"
+    before, began = blocked[0], time.monotonic()
+    while time.monotonic() - began < 0.5:
+        session.note("busy")
+        time.sleep(0.001)  # the pace of a busy agent
+    slept = blocked[0] - before
+    assert slept < 10, f"slept {slept} times"
+    assert emitter.flush(20)
+
+
+def test_requests_are_not_more_than_they_have_to_be(fake: FakeEnforcer, emitter: Emitter) -> None:
+    """A steady agent's events go together, a few a request, but for `flush`, which waits for nothing."""
+    session = emitter.session("s1")
+    began = time.monotonic()
+    for n in range(200):
+        session.note(str(n))
+        time.sleep(0.002)  # the pace of a steady agent
+    assert emitter.flush(20)
+    took = time.monotonic() - began
+    assert texts(fake) == [str(n) for n in range(200)]
+    assert len(fake.requests) <= took / 0.02 + 5
+    before = len(fake.requests)
+    for _ in range(5):
+        session.note("at once")
+        assert emitter.flush(10)
+    assert len(fake.requests) - before == 5

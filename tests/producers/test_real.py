@@ -141,7 +141,8 @@ def test_lost_answers_and_cut_lines(shop: Shop, make_real: Callable[..., Emitter
                 proxy.cut()
             time.sleep(0.002)  # a steady agent
         assert emitter.flush(60)
-        records = actions(shop, "lines", 300)
+        shop.tape.wait(Topic.ACTIONS, lambda r: r.get("session") == "lines" and r["text"] == "299", 1)
+        records = actions(shop, "lines")
     shown = once_by_id(records)
     assert [record["text"] for record in shown] == [str(n) for n in range(300)]
     assert len(records) > 300, "no answer was lost after all"

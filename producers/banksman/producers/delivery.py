@@ -25,6 +25,8 @@ MOST_EVENTS = 500
 MOST_BYTES = 1 << 20
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 NOT_LET_IN_PAUSE_S = 30.0
+GATHER_S = 0.02
+"""From one request to the next: each costs the agent's process, and the other side, as much as ten events do."""
 LOOK_AROUND_S = 10.0
 """Between two looks for spools whose processes are gone."""
 
@@ -61,6 +63,7 @@ class Delivery:
         self._looked = float("-inf")
         self._changed = threading.Condition()
         self._new = self._stopped = False
+        self._hurried, self._not_before = 0, float("-inf")
         self._most_bytes = MOST_BYTES
         self.sent = self.adopted = self._set_aside_before = 0
         self.state, self.why = "sending", ""
@@ -74,10 +77,18 @@ class Delivery:
                 self._new = True
                 self._changed.notify_all()
 
-    def wait(self, condition: Callable[[], bool], until: float) -> bool:
-        """Wait for a condition that changes when something was sent, until `time.monotonic()` is `until`."""
+    def hurry(self, condition: Callable[[], bool], until: float) -> None:
+        """Wait for a condition that changes when something was sent, until `time.monotonic()` is `until`.
+
+        Meanwhile nothing is gathered before it is sent.
+        """
         with self._changed:
-            return self._changed.wait_for(condition, None if until == float("inf") else until - time.monotonic())
+            self._hurried += 1
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(condition, None if until == float("inf") else until - time.monotonic())
+            finally:
+                self._hurried -= 1
 
     def stop(self) -> None:
         """End after what is under way."""
@@ -118,14 +129,23 @@ class Delivery:
                 return
             self._done(self._left.pop(0))
             self._moved()
+        self._gather()
         with self._changed:
             self._new = False
         if events := self._own.read(MOST_EVENTS, self._most_bytes):
             self._send(self._own, events)
+            if len(events) < MOST_EVENTS:  # a backlog is not held up
+                self._not_before = time.monotonic() + GATHER_S
         else:
             self._moved()
             with self._changed:
                 self._changed.wait_for(lambda: self._new or self._stopped, LOOK_AROUND_S)
+
+    def _gather(self) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._hurried or self._stopped, max(0.0, self._not_before - time.monotonic())
+            )
 
     def _look_around(self) -> None:
         if time.monotonic() - self._looked < LOOK_AROUND_S:

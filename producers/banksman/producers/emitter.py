@@ -14,17 +14,18 @@ import functools
 import logging
 import os
 import secrets
+import time
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from banksman.errors import InvalidInput, Unavailable
-from banksman.events import is_name, rfc3339, uuid7
+from banksman.events import is_name, uuid7
 from banksman.producers import snapshot
 from banksman.producers.asking import Asker, Decision, nobody
 from banksman.producers.http_transport import HttpTransport
 from banksman.producers.outbox import Bounds, Outbox, Stats
-from banksman.producers.record import UNRECORDED, Recorder, jsonable
+from banksman.producers.record import Recorder, jsonable
 from banksman.producers.session import Session
 from banksman.signing import Credential, parse_credential
 
@@ -66,7 +67,6 @@ class Emitter:
         """
         known = parse_credential(credential) if isinstance(credential, str) else credential
         self.project, self.agent = known.project, known.agent
-        self._who = {"project": known.project, "agent": known.agent}
         self._refuses = when_full == "refuse"
         self._decide_timeout = decide_timeout
         self._asker = Asker(url, known.token, ca_file=ca_file)
@@ -120,18 +120,14 @@ class Emitter:
         if self._refuses and self._outbox.full:
             self._outbox.drop()
             raise SpoolFull("the spool is at its cap, and what cannot be recorded is refused")
-        name = uuid7()
+        now, name = time.time_ns(), ""
         try:
-            made: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339(), **self._who}
-            made.update((key, value) for key, value in event.items() if value is not None or key == UNRECORDED)
-            name = made["id"]
-            if made.get("kind") == "tool.call":
-                made.setdefault("call", name)
-            self._outbox.put(snapshot.take(made))
+            name = str(event.get("id") or uuid7(now // 1_000_000))
+            self._outbox.put(snapshot.take((name, now, event)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the agent's trouble
             self._outbox.drop()
             _log.error("an event could not be taken (%s)", type(error).__name__)  # its text may hold the event
-        return name
+        return name or uuid7()
 
     # ── asking ──
 

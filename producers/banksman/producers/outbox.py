@@ -42,7 +42,7 @@ class Bounds:
     `keep`: a full spool refuses what is new instead of dropping what is old.
     """
 
-    events: int = 10_000
+    events: int = 100_000
     memory: int = 64 << 20
     spool: int = 256 << 20
     keep: bool = False
@@ -158,7 +158,7 @@ class Outbox:
         def done() -> bool:
             return spool.acknowledged >= last or (while_there and delivery.state != "sending")
 
-        delivery.wait(done, until)
+        delivery.hurry(done, until)
         return spool.acknowledged >= last
 
     def close(self, timeout: float) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from banksman import codec
@@ -44,12 +45,21 @@ class Recorder:
     """Makes the records of one agent. For one thread."""
 
     def __init__(self, credential: Credential) -> None:
+        self._who = {"project": credential.project, "agent": credential.agent}
         self._mac = Mac(credential.event_key)
         self._redactor = Redactor(credential.event_key)
 
     def __call__(self, taken: bytes, source: str, seq: int) -> bytes:
-        """The bytes of an event. Unrecordable says which field makes it one that can never be stored."""
-        event = jsonable(snapshot.give(taken))
+        """The bytes of an event, from a snapshot of (its id, nanoseconds since 1970, its fields).
+
+        Unrecordable says which field makes it one that can never be stored.
+        """
+        name, nanoseconds, fields = snapshot.give(taken)
+        event: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339(nanoseconds), **self._who, "source": source}
+        event |= {key: item for key, item in jsonable(fields).items() if item is not None or key == UNRECORDED}
+        event["id"] = name
+        if event.get("kind") == "tool.call":
+            event.setdefault("call", name)
         args = event.get("args")
         if args is not None:
             if not isinstance(args, dict):
@@ -59,7 +69,6 @@ class Recorder:
         if "result" in event or UNRECORDED in event or isinstance(event.get("error"), str):
             self._outcome(event)
         event = self._redactor.event(event)
-        event.setdefault("source", source)
         event["seq"] = seq
         raw = codec.encode(event)
         if len(raw) > codec.MAX_EVENT_BYTES:
@@ -87,6 +96,17 @@ class Recorder:
                 event["outcome_hash"] = self._digest(masked(error).encode())
             elif known:
                 event["outcome_hash"] = event["result_hash"]
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """A moment since 1970 as it stands on the wire."""
+    second, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{_second(second)}.{rest // 1000:06d}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def refused_line(payload: bytes, why: str) -> bytes:
