@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from banksman import bus, codec, provision, settings
 from banksman.events import AgentEnrolled, rfc3339, uuid7
 from banksman.local import children, jars, java, kafka
-from banksman.signing import create_secret, new_credential, service_signer
+from banksman.signing import Credential, create_secret, new_credential, service_signer
 from banksman.topics import Topic
 
 SERVER_CORE, OTHER_CORE = 0, 1
@@ -187,7 +187,7 @@ async def _own(
 # ── the two servers ──
 
 
-async def enrol(kafka_settings: settings.Kafka, secret_file: Path) -> str:
+async def enrol(kafka_settings: settings.Kafka, secret_file: Path) -> Credential:
     secret = create_secret(secret_file)
     credential, hashed = new_credential(secret, "bench", "buyer")
     event = AgentEnrolled(v=1, id=uuid7(), time=rfc3339(), source="bench", project="bench", agent="buyer", owner="bench",
@@ -200,7 +200,7 @@ async def enrol(kafka_settings: settings.Kafka, secret_file: Path) -> str:
     await sender.start()
     await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
     await sender.stop()
-    return credential.token
+    return credential
 
 
 def wait_for(url: str, token: str) -> None:
@@ -243,7 +243,7 @@ def main() -> None:
         asyncio.run(node.ready())
         kafka_settings = node.settings()
         asyncio.run(provision.create_topics(kafka_settings))
-        token = asyncio.run(enrol(kafka_settings, folder / "secret.json"))
+        token = asyncio.run(enrol(kafka_settings, folder / "secret.json")).token
         (folder / "policies").mkdir()
         (folder / "policies" / "bench.yaml").write_text(POLICY)
         ports = kafka.free_port(), kafka.free_port()
