@@ -394,6 +394,60 @@ def test_nothing_is_left_on_disk_of_what_was_sent(fake: FakeEnforcer, emitter: E
     assert {path.stat().st_mode & 0o077 for path in spool.rglob("*")} == {0}
 
 
+HURRIED = """
+from banksman.producers import Emitter
+emitter = Emitter.from_settings()
+session = emitter.session("s1")
+for n in range(60_000):
+    session.note(str(n))
+assert emitter.stats().waiting > 20_000, "the queue was not full enough to show anything"
+"""
+
+
+def test_a_full_queue_is_spooled_before_the_process_ends(
+    fake: FakeEnforcer, make_agent: Callable[..., Agent], make_emitter: Callable[..., Emitter]
+) -> None:
+    """More than the end waits for the other side: what was reported goes to disk all the same, and out in the next life."""
+    fake.stop()
+    assert make_agent(HURRIED).end() == 0
+    fake.start()
+    emitter = make_emitter()
+    assert emitter.flush(90)
+    assert texts(fake) == [str(n) for n in range(60_000)]
+    assert in_order_by_source(fake)
+
+
+# ── folders that cannot be used ──
+
+
+@pytest.mark.parametrize("what", ["lock", "segment", "cursor"])
+def test_a_folder_that_cannot_be_used_does_not_stand_in_the_way(
+    fake: FakeEnforcer, make_emitter: Callable[..., Emitter], spool: Path, what: str
+) -> None:
+    """Another user's, or a damaged one: this process has a spool all the same, and others' are found behind it."""
+    fake.on_events = lambda _: problem(503, "away")
+    left = make_emitter()
+    left.session("s1").note("left behind")
+    left.flush(0.2)
+    left.close(0)
+    home = spool / "shop" / "buyer"
+    bad = home / "00000000"  # comes first
+    bad.mkdir(mode=0o700)
+    (bad / "host").write_bytes((home / left.stats().source.partition("#")[2] / "host").read_bytes())
+    if what == "lock":
+        (bad / "lock").symlink_to(bad / "host")
+    else:
+        (bad / ("cursor" if what == "cursor" else f"{1:020d}.log")).mkdir()
+    fake.on_events = lambda _: Reply()
+    emitter = make_emitter()
+    emitter.session("s1").note("mine")
+    assert emitter.flush(10)
+    assert texts(fake) == ["left behind", "mine"]
+    assert emitter.stats().disk_errors == 0
+    assert emitter.stats().source == left.stats().source, "it went on with the one that can be used"
+    assert make_emitter().flush(10)
+
+
 # ── disk ──
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n" + AGENT
@@ -417,6 +471,20 @@ def test_a_disk_that_is_full_costs_nothing_while_the_process_lives(
     assert texts(fake) == [*(str(n) for n in range(1000)), "after"]
     assert len(set(fake.taken)) == len(fake.taken)
     assert in_order_by_source(fake)
+
+
+def test_what_no_disk_took_is_told_as_lost_when_the_process_ends(
+    fake: FakeEnforcer, make_emitter: Callable[..., Emitter], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.stop()
+    (tmp_path / "file").write_text("")
+    emitter = make_emitter(spool=tmp_path / "file")
+    for n in range(30):
+        emitter.session("s1").note(str(n))
+    assert not emitter.close(0.2)
+    stats = emitter.stats()
+    assert (stats.dropped, stats.spooled_bytes, stats.waiting) == (30, 0, 0)
+    assert "30 events that no disk took are lost" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -55,23 +55,19 @@ class Claim:
         self.release()
 
 
-def own(home: Path) -> Claim:
-    """A folder under `home` for this process to write in. OSError: there cannot be one."""
+def own(home: Path) -> Iterator[Claim]:
+    """Folders under `home` for this process to write in: those that it can go on with, then a new one.
+
+    The first that can be used is kept, the caller releases the others. OSError: there cannot be one.
+    """
     _private(home)
     home.chmod(0o700)
     for claim in _free(home):
         if claim.goes_on:
-            return claim
-        claim.release()
-    while True:
-        folder = home / secrets.token_hex(4)
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
-            folder.mkdir(mode=0o700)
-            made = _take(folder)
-            if made is not None:
-                (folder / "host").touch(0o600)
-                (folder / "host").write_text(_host())
-                return made
+            yield claim
+        else:
+            claim.release()
+    yield _new(home)
 
 
 def abandoned(home: Path) -> Iterator[Claim]:
@@ -88,26 +84,48 @@ def _private(folder: Path) -> None:
 
 def _free(home: Path) -> Iterator[Claim]:
     for folder in sorted(path for path in home.iterdir() if path.is_dir()):
-        claim = _take(folder)
+        try:
+            claim = _take(folder)
+        except OSError:  # another user's, or a damaged one: it must not stand before those that can be had
+            continue
         if claim is not None:
             yield claim
 
 
+def _new(home: Path) -> Claim:
+    while True:
+        folder = home / secrets.token_hex(4)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            made = _take(folder)
+            if made is not None:  # else one who looked for abandoned folders was quicker
+                try:
+                    (folder / "host").touch(0o600)
+                    (folder / "host").write_text(_host())
+                except BaseException:
+                    made.remove()
+                    raise
+                return made
+
+
 def _take(folder: Path) -> Claim | None:
-    """The folder's lock, or None: somebody has it, or took the folder away."""
+    """The folder's lock, or None: somebody has it, or took the folder away. OSError: it cannot be used."""
     path = folder / "lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError:
         return None
+    held = False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.lstat().st_ino == os.fstat(fd).st_ino:
-            return Claim(folder, fd)
-    except (BlockingIOError, FileNotFoundError):
-        pass  # its process lives, or removed the folder between our two looks
-    os.close(fd)
-    return None
+        with contextlib.suppress(
+            BlockingIOError, FileNotFoundError
+        ):  # its process lives, or removed the folder meanwhile
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.lstat().st_ino == os.fstat(fd).st_ino
+    finally:
+        if not held:
+            os.close(fd)
+    return Claim(folder, fd) if held else None
 
 
 def _host() -> str:

@@ -54,7 +54,7 @@ class Intake:
         self.taken = self.dropped = self.refused = 0
         self._missing = 0  # dropped since the last one that was taken
         self._closed = False
-        self._stopping, self._hurry = threading.Event(), threading.Event()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # not an Event: a signal handler may flush in a flush
 
     # ── for the agent's threads ──
 
@@ -62,7 +62,7 @@ class Intake:
         """Hand over a snapshot; never waits. False: there is no room, it was counted as dropped."""
         size = len(taken)
         with self._lock:
-            if self._closed or self.waiting >= self._most or self.waiting_bytes + size > self._most_bytes:
+            if self._closed or self.waiting >= self._most or self.waiting_bytes >= self._most_bytes:
                 self.dropped += 1
                 self._missing += 1
                 return False
@@ -85,16 +85,15 @@ class Intake:
         """An event that is set once everything reported before is in the spool."""
         passed = threading.Event()
         self._queue.put(Mark(passed))
-        self._hurry.set()
+        self._bell.put(None)
         return passed
 
     def stop(self) -> None:
         """Take nothing more; the thread ends when what was taken is in the spool."""
         with self._lock:
             self._closed = True
-            self._stopping.set()
             self._queue.put(None)
-            self._hurry.set()
+            self._bell.put(None)
 
     # ── the thread ──
 
@@ -132,10 +131,10 @@ class Intake:
                         item.passed.set()
             if None in items:
                 return
-            while spool.stuck and not self._stopping.wait(HOLD_S):  # the queue fills up meanwhile, and drops and counts
+            while spool.stuck and not self._closed:  # the queue fills up meanwhile, and drops and counts
+                self._sleep(HOLD_S)
                 spool.retry()
-            self._hurry.wait(max(0.0, GATHER_S - (time.monotonic() - began)))
-            self._hurry.clear()  # whoever set it put something into the queue before
+            self._sleep(GATHER_S - (time.monotonic() - began))
 
     def _gathered(self, *, block: bool, timeout: float | None) -> list[bytes | int | Mark | None]:
         """What is in the queue; with `block` once there is something, or the time is over."""
@@ -145,6 +144,11 @@ class Intake:
             while items[-1] is not None and len(items) < MOST_AT_ONCE:
                 items.append(self._queue.get_nowait())
         return items
+
+    def _sleep(self, seconds: float) -> None:
+        """Not beyond a `mark` or a `stop`."""
+        with contextlib.suppress(queue.Empty):
+            self._bell.get(timeout=max(0.0, seconds))
 
     def _passed(self, events: list[bytes]) -> None:
         with self._lock:

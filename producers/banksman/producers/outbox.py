@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from banksman.producers import claims
@@ -170,7 +170,7 @@ class Outbox:
                 return sent
             self._closed = True
         self._intake.stop()
-        self._threads[0].join(JOIN_S)
+        self._spool_the_rest()
         if self._delivery is not None:
             self._delivery.stop()
         for thread in self._threads:
@@ -179,6 +179,15 @@ class Outbox:
         if not any(thread.is_alive() for thread in self._threads):  # else the end of the process lets go of the files
             self._let_go()
         return sent
+
+    def _spool_the_rest(self) -> None:
+        """Wait for what was reported last, 100,000 events at most, as long as it gets on: it is this machine's own work."""
+        left = sys.maxsize
+        while self._threads[0].is_alive() and self._intake.waiting < left:
+            left = self._intake.waiting
+            self._threads[0].join(JOIN_S)
+        if self._intake.waiting:
+            _log.error("%d events are not in the spool, the disk does not answer: they are lost", self._intake.waiting)
 
     def stats(self) -> Stats:
         """What happened so far."""
@@ -218,21 +227,23 @@ class Outbox:
         self._intake.run(spool, self._record, source, delivery.wake)
 
     def _open(self) -> tuple[Spool | Unspooled, str]:
-        claim = None
+        why = ""
         try:
-            claim = claims.own(self.home)
-            spool = Spool(claim.folder, cap=self._bounds.spool, keep=self._bounds.keep, memory=self._bounds.memory)
+            for claim in claims.own(self.home):
+                try:
+                    spool = Spool(
+                        claim.folder, cap=self._bounds.spool, keep=self._bounds.keep, memory=self._bounds.memory
+                    )
+                except OSError as error:  # one that cannot be opened must not stand in the way of the next
+                    why = error.strerror or str(error)
+                    claim.release()
+                    continue
+                self._claim = claim
+                return spool, f"{self._name}#{claim.instance}"
         except OSError as error:
-            if claim is not None:
-                claim.release()
-            _log.warning(
-                "no spool in %s (%s): what is not sent is lost when this process dies", self.home, error.strerror
-            )
-            return Unspooled(
-                error.strerror or str(error), memory=self._bounds.memory
-            ), f"{self._name}#{secrets.token_hex(4)}"
-        self._claim = claim
-        return spool, f"{self._name}#{claim.instance}"
+            why = error.strerror or str(error)
+        _log.warning("no spool in %s (%s): what is not sent is lost when this process dies", self.home, why)
+        return Unspooled(why, memory=self._bounds.memory), f"{self._name}#{secrets.token_hex(4)}"
 
     def _abandoned(self) -> Iterator[Source]:
         """Spools that wait and whose processes are gone. Empty ones are left for those who come, or tidied away."""
@@ -262,8 +273,15 @@ class Outbox:
             claim.release()
 
     def _let_go(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
+        spool, ended = self._spool, self._ended
+        if spool is not None and ended is not None:
+            before = spool.dropped
+            spool.close()
+            if lost := spool.dropped - before:
+                _log.error("%d events that no disk took are lost with this process", lost)
+            self._ended = replace(
+                ended, dropped=ended.dropped + lost, spooled_bytes=max(0, ended.spooled_bytes - spool.in_memory)
+            )
         if self._claim is not None:
             self._claim.release()
 

@@ -41,6 +41,10 @@ class Unrecordable(BanksmanError):
         self.redacted = redacted
 
 
+STEP_NS = 10_000_000_000
+"""A clock that is set back by less than this does not turn the order of a session around: it stands still meanwhile."""
+
+
 class Recorder:
     """Makes the records of one agent. For one thread."""
 
@@ -48,6 +52,7 @@ class Recorder:
         self._who = {"project": credential.project, "agent": credential.agent}
         self._mac = Mac(credential.event_key)
         self._redactor = Redactor(credential.event_key)
+        self._latest = 0
 
     def __call__(self, taken: bytes, source: str, seq: int) -> bytes:
         """The bytes of an event, from a snapshot of (its id, nanoseconds since 1970, its fields).
@@ -55,7 +60,9 @@ class Recorder:
         Unrecordable says which field makes it one that can never be stored.
         """
         name, nanoseconds, fields = snapshot.give(taken)
-        event: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339(nanoseconds), **self._who, "source": source}
+        if not 0 < self._latest - nanoseconds < STEP_NS:
+            self._latest = nanoseconds
+        event: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339(self._latest), **self._who, "source": source}
         event |= {key: item for key, item in jsonable(fields).items() if item is not None or key == UNRECORDED}
         event["id"] = name
         if event.get("kind") == "tool.call":

@@ -345,6 +345,11 @@ class Spool:
             return self._size() - self._at[1] + self._unwritten_bytes
 
     @property
+    def in_memory(self) -> int:
+        """Bytes that the disk did not take; after `close` they are lost."""
+        return self._unwritten_bytes
+
+    @property
     def empty(self) -> bool:
         """Whether nothing waits to be sent."""
         with self._lock:

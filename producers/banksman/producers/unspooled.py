@@ -76,6 +76,11 @@ class Unspooled:
         return self.stuck
 
     @property
+    def in_memory(self) -> int:
+        """Bytes; after `close` they are lost."""
+        return self.waiting
+
+    @property
     def empty(self) -> bool:
         """Whether nothing waits to be sent."""
         return not self._events
