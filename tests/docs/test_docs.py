@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from banksman.cli.main import VERBS
 from banksman.console import openapi as console_openapi
 from banksman.enforcer import openapi as enforcer_openapi
 from banksman.events import KINDS
+from banksman.producers import Decision, Emitter, Session, Stats, govern
 from banksman.topics import SPECS
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,27 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
     known = {name for concern in settings.CONCERNS for name in concern.__struct_fields__}
     rows = re.findall(r"^\| `BANKSMAN_([A-Z0-9_]+)`", page("settings.md"), re.MULTILINE)
     assert [name for name in rows if name.lower() not in known] == []
+
+
+def test_the_emitter_is_described_whole() -> None:
+    """Every method, argument, figure and field that an agent's code can use."""
+    text = page("emitter.md")
+    named = set(re.findall(r"[a-z_]+", " ".join(_code(text))))
+    public = {
+        name
+        for one in (Emitter, Session)
+        for name, what in vars(one).items()
+        if inspect.isfunction(what) and not name.startswith("_") and name != "forked"
+    }
+    arguments = set(inspect.signature(Emitter).parameters) | set(inspect.signature(govern).parameters) - {"self"}
+    assert public | arguments | set(Decision.__dataclass_fields__) <= named
+    rows = re.findall(r"^\| `([a-z_]+)` \|", text.partition("## Stats")[2], re.MULTILINE)
+    assert rows == list(Stats.__dataclass_fields__)
+
+
+def _code(text: str) -> list[str]:
+    """What stands in backquotes, and in blocks."""
+    return [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^    (.+)$", text, re.MULTILINE)]
 
 
 def test_every_topic_has_its_place() -> None:
