@@ -10,12 +10,14 @@ from event_pages import fields_table
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
 from banksman.enforcer.openapi import document
-from banksman.enforcer.question import ExplainQuestion, Question
+from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODELS = {model.__name__: model for model in (Question, ExplainQuestion, Answer, NewAgent, NewOperator)}
+MODELS = {
+    model.__name__: model for model in (Question, ReplayedQuestion, ExplainQuestion, Answer, NewAgent, NewOperator)
+}
 INTRO = """# The enforcer over HTTP
 
 `banksman serve enforcer`, port 7700 (`BANKSMAN_ENFORCER_HOST`, `BANKSMAN_ENFORCER_PORT`). It answers what an agent may do, takes in what
@@ -64,9 +66,8 @@ def _calls(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None]) -> list[str]:
-    who = {"agent": "An agent.", "operator": "An operator."}
-    callers = [who[name] for one in call["security"] for name in one] or ["Nobody has to say who they are."]
-    parts = [f"## {method.upper()} {path}\n", f"{call['summary']} {' '.join(callers)}\n"]
+    callers = " or ".join(f"an {name}" for one in call["security"] for name in one)
+    parts = [f"## {method.upper()} {path}\n", f"{call['summary']} Token of {callers or 'nobody'}.\n"]
     body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if body is not None:
         parts.append(f"Body: {_type(body, shared)}.\n")

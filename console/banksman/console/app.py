@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
+from banksman.console.agents import Agents
 from banksman.console.now import Now
 from banksman.console.openapi import OpenApi
 from banksman.console.session import Session
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 def build(known: Known, asking: Asking, tail: Tail, _settings: Console) -> Application:
     """Wants a `Guard` around it: `listener.serve` puts one there."""
     requests: Counter[tuple[str, int]] = Counter()
-    now, status = Now(known, asking), Status(known, asking, tail, requests)
+    agents, now, status = Agents(known, asking), Now(known, asking), Status(known, asking, tail, requests)
     routes = [
-        Route("/v1/agents", now.agents, methods=["GET"]),
-        Route("/v1/agents/{agent}/now", now.now, methods=["GET"]),
+        Route("/v1/agents", agents.endpoint, methods=["GET"]),
+        Route("/v1/agents/{agent}/now", now.endpoint, methods=["GET"]),
         Route("/v1/sessions", Sessions(known, asking).endpoint, methods=["GET"]),
         Route("/v1/sessions/{session}", Session(known, asking).endpoint, methods=["GET"]),
         Route("/v1/watch", Watch(known, tail).endpoint, methods=["GET"]),

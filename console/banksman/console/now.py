@@ -1,4 +1,4 @@
-"""What is an agent doing right now, and who is there at all."""
+"""`GET /v1/agents/{agent}/now`: what is an agent doing right now."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ DAY_MS = 86_400_000
 PROMPT_MS = 2000
 """What is received later than this after its id was made is looked at twice: it may be a copy."""
 SHOWN = 5
-MOST_AGENTS = 10_000
 ACTIONS = ("tool.call", "api.request", "model.call")
 
 LATELY = "received > now64(3) - INTERVAL 1 DAY"
@@ -102,26 +101,16 @@ NEWEST_RUN_SQL = """
 SELECT argMax(replay, received) AS run FROM @events
 WHERE agent = {agent:String} AND topic IN ('actions', 'decisions') AND verified AND replay != ''
 """
-AGENTS_SQL = """
-SELECT agent, argMax(project, received) AS project_, argMax(session, received) AS session_,
-    argMaxIf(kind, (received, offset), topic = 'actions') AS last_kind,
-    toUnixTimestamp64Milli(max(received)) AS last_ms, argMaxIf(decision, received, kind = 'decision') AS last_decision,
-    argMaxIf(rule, received, kind = 'decision') AS last_rule, argMax(replay, received) AS replay_,
-    countIf(received > now64(3) - INTERVAL 1 MINUTE) AS events_last_minute
-FROM @events
-WHERE received > now64(3) - INTERVAL 1 DAY AND topic IN ('actions', 'decisions') AND verified AND @REPLAY AND @PROJECT
-GROUP BY agent ORDER BY last_ms DESC LIMIT 10000
-"""
 
 
 class Now:
-    """The two endpoints."""
+    """The endpoint."""
 
     def __init__(self, knows: Known, asking: Asking) -> None:
         self._known, self._asking = knows, asking
 
-    async def now(self, request: Request) -> Response:
-        """`GET /v1/agents/{agent}/now`."""
+    async def endpoint(self, request: Request) -> Response:
+        """The endpoint."""
         began = time.perf_counter()
         self._known.operator(request.scope["fields"])
         agent = request.path_params["agent"]
@@ -135,48 +124,6 @@ class Now:
         told = await self._told(agent, recent, run)
         told["took_ms"] = round((time.perf_counter() - began) * 1000, 1)
         return JSONResponse(told)
-
-    async def agents(self, request: Request) -> Response:
-        """`GET /v1/agents`."""
-        began = time.perf_counter()
-        self._known.operator(request.scope["fields"])
-        found = given(request, "project", "replay")
-        condition, values = of_replay(found)
-        sql = AGENTS_SQL.replace("@REPLAY", condition)
-        if "project" in found:
-            sql, values = sql.replace("@PROJECT", "project = {project:String}"), values | {"project": found["project"]}
-        rows = {row["agent"]: row for row in await self._asking.rows(sql.replace("@PROJECT", "true"), **values)}
-        for name, enrolled in self._known.identities.agents.items():
-            if (
-                name not in rows
-                and "replay" not in found
-                and found.get("project", enrolled.project) == enrolled.project
-            ):
-                rows[name] = {}
-        now_ms = time.time() * 1000
-        listed = [self._one(name, row, now_ms) for name, row in rows.items()]
-        listed.sort(key=lambda one: (one["last_seen"] is None, -rows[one["agent"]].get("last_ms", 0), one["agent"]))
-        return JSONResponse({"agents": listed[:MOST_AGENTS], "took_ms": round((time.perf_counter() - began) * 1000, 1)})
-
-    def _one(self, name: str, row: Mapping[str, Any], now_ms: float) -> dict[str, Any]:
-        enrolled = self._known.identities.agents.get(name)
-        project = enrolled.project if enrolled else row.get("project_") or None
-        session, last_ms = row.get("session_") or None, row.get("last_ms")
-        if not row.get("replay_") and self._known.controls.on(None, name, session):
-            state = "killed"
-        elif last_ms is None:
-            state = "never_seen"
-        elif row["last_kind"] == "session.ended":
-            state = "ended"
-        else:
-            state = "running" if now_ms - last_ms < RUNNING_MS else "idle"
-        return {
-            "agent": name, "project": project, "owner": enrolled.owner if enrolled else None,
-            "enrolled": enrolled is not None, "state": state, "session": session,
-            "last_seen": None if last_ms is None else moment_ms(last_ms), "last_kind": row.get("last_kind") or None,
-            "last_decision": row.get("last_decision") or None, "last_rule": row.get("last_rule") or None,
-            "events_last_minute": row.get("events_last_minute", 0), "replay": row.get("replay_") or None,
-        }  # fmt: skip
 
     async def _recent(self, agent: str, found: dict[str, str]) -> tuple[Rows, str]:
         """The newest records, and the replay that they are of ("" for live)."""
