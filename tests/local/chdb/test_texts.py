@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from banksman.local.chdb import statements
-from banksman.local.chdb.bodies import decoded
-from banksman.local.chdb.compress import encoder
 from banksman.local.chdb.faults import Fault, from_engine
 from banksman.local.chdb.read_only import read_only
 from banksman.local.chdb.settings import chosen
@@ -157,56 +151,6 @@ def test_what_is_one_statement(sql: bytes, one: bool) -> None:
 )
 def test_the_first_word(sql: bytes, word: str) -> None:
     assert statements.first_word(sql) == word
-
-
-# --- bodies and answers
-
-
-@given(st.binary(max_size=3000), st.integers(1, 50), st.sampled_from(["gzip", "deflate", "lz4", "zstd"]))
-def test_what_is_packed_unpacks_whatever_the_pieces(data: bytes, size: int, name: str) -> None:
-    made = encoder(name, level=3)
-    assert made is not None
-    half = len(data) // 2
-    whole = made.add(data[:half]) + made.flush() + made.add(data[half:]) + made.end()
-    pieces = (whole[at : at + size] for at in range(0, len(whole), size))
-    assert b"".join(decoded(pieces, name, 1 << 20)) == data
-
-
-def test_frames_may_follow_each_other_and_the_limit_counts_both() -> None:
-    two = gzip.compress(b"a" * 600) + gzip.compress(b"b" * 600)
-    assert b"".join(decoded(iter([two]), "gzip", 1200)) == b"a" * 600 + b"b" * 600
-    with pytest.raises(Fault) as refused:
-        list(decoded(iter([two]), "gzip", 1199))
-    assert refused.value.code == 307
-
-
-def test_a_bomb_is_read_as_far_as_the_limit_only() -> None:
-    taken = 0
-
-    def pieces() -> Iterator[bytes]:
-        nonlocal taken
-        bomb = zlib.compress(bytes(64 << 20))
-        for at in range(0, len(bomb), 1000):
-            taken += 1
-            yield bomb[at : at + 1000]
-
-    with pytest.raises(Fault) as refused:
-        for _ in decoded(pieces(), "deflate", 4 << 20):
-            pass
-    assert refused.value.code == 307
-    assert taken < 10
-
-
-@pytest.mark.parametrize(
-    ("accepted", "chosen_name"),
-    [
-        ("gzip, deflate", "gzip"), ("lz4;q=0, zstd", "zstd"), ("identity", None), ("br", None), ("GZIP", "gzip"),
-        ("gzip;q=0.0", None), ("gzip, lz4, zstd", "lz4"),
-    ],
-)  # fmt: skip
-def test_which_encoding_an_answer_gets(accepted: str, chosen_name: str | None) -> None:
-    made = encoder(accepted, level=3)
-    assert (made.name if made else None) == chosen_name
 
 
 # --- errors and limits
