@@ -120,6 +120,12 @@ def test_parameters_are_bound_by_the_server(client: Client) -> None:
     assert got.result_rows == [(hostile, 2**63, ["x", hostile], date(2026, 1, 2), None)]
 
 
+def test_there_is_room_for_many_parameters(client: Client) -> None:
+    many = list(range(60_000))
+    got = client.query("SELECT arraySum({a:Array(UInt32)})", parameters={"a": many})
+    assert got.first_row == (sum(many),)
+
+
 def test_an_identifier_may_be_a_parameter(client: Client) -> None:
     client.command(PLAIN)
     client.command("INSERT INTO {t:Identifier} VALUES ({k:UInt32}, 'v')", parameters={"t": "t", "k": 3})

@@ -155,6 +155,33 @@ def test_ping_needs_no_user_and_other_paths_are_not_there(clickhouse_server: Cli
 # --- what may be asked, and how
 
 
+def test_what_is_too_long_or_no_request_is_refused(admin: Caller) -> None:
+    head = f"Host: localhost\r\nAuthorization: {admin.authorization}\r\nConnection: close\r\n".encode()
+    assert raw(admin.port, b"GET /?query=" + b"x" * (1 << 20) + b" HTTP/1.1\r\n").startswith(b"HTTP/1.1 414 ")
+    assert raw(admin.port, b"GET / HTTP/1.1\r\nX: " + b"x" * (1 << 17)).startswith(b"HTTP/1.1 431 ")
+    assert raw(admin.port, b"OPTIONS / HTTP/1.1\r\n" + head + b"\r\n").startswith(b"HTTP/1.1 501 ")
+    assert b"Bad request" in raw(admin.port, b"\x16\x03\x01\x02\x00\x01\x00\n")  # TLS, say
+    assert raw(admin.port, b"POST / HTTP/1.1\r\n" + head + b"Content-Length: 8\r\n\r\nSELECT 1").endswith(
+        b"\r\n\r\n1\n"
+    )
+
+
+def test_an_address_may_have_a_mebibyte_as_with_a_server(admin: Caller) -> None:
+    many = list(range(60_000))
+    assert admin("SELECT arraySum({a:Array(UInt32)})", param_a=str(many).replace(" ", "")).text == f"{sum(many)}\n"
+
+
+@curl_is_there
+def test_curl_waits_for_leave_to_send_much(admin: Caller, tmp_path: Path) -> None:
+    """Expect: 100-continue, which curl sends ahead of a megabyte or more."""
+    admin(PLAIN)
+    data = tmp_path / "data.csv"
+    data.write_bytes(b"".join(b"%d,value %d\n" % (k, k) for k in range(200_000)))
+    where = f"/?database={admin.database}&query=INSERT+INTO+t+FORMAT+CSV"
+    assert curl(admin, "-H", "Expect: 100-continue", "--data-binary", f"@{data}", path=where) == (200, b"")
+    assert admin("SELECT count() FROM t").text == "200000\n"
+
+
 def test_a_get_reads_and_does_not_write(admin: Caller) -> None:
     assert admin("SELECT 1", method="GET").text == "1\n"
     assert admin(PLAIN, method="GET").code == 164
