@@ -21,6 +21,9 @@ from tests.local.chdb.conftest import Answer, Caller, Own, Start, argv
 from tests.local.conftest import until
 from tests.servers import ClickHouseServer, child_environment
 
+from banksman.errors import InvalidSetting
+from banksman.local.chdb.users import load_users
+
 PLAIN = "CREATE TABLE t (k UInt32, v String) ENGINE = MergeTree ORDER BY k"
 ENDLESS = "SELECT count() FROM numbers(1000000000000000) WHERE NOT ignore(sipHash64(number))"
 
@@ -37,11 +40,11 @@ def running(caller: Caller) -> int:
     return int(caller("SELECT count() - 1 FROM system.processes").text)
 
 
-def ask_and_leave(caller: Caller, sql: str) -> socket.socket:
+def ask_and_leave(caller: Caller, sql: str, path: str = "/") -> socket.socket:
     """Send a query and read nothing of its answer."""
     connection = socket.create_connection(("127.0.0.1", caller.port), timeout=10)
     connection.sendall(
-        f"POST / HTTP/1.1\r\nHost: localhost\r\nAuthorization: {caller.authorization}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {caller.authorization}\r\n"
         f"Content-Length: {len(sql)}\r\n\r\n{sql}".encode()
     )
     return connection
@@ -91,9 +94,7 @@ def test_a_stop_ends_reads_waits_for_writes_and_leaves_everything(start: Start) 
         slow = "INSERT INTO t SELECT number, sleepEachRow(0.2) FROM numbers(5) SETTINGS max_block_size = 1"
         write = pool.submit(own.admin, slow)
         until(lambda: running(own.admin) == 2)
-        began = time.monotonic()
-        assert own.stop() == 0
-        assert time.monotonic() - began < 8
+        assert own.stop() == 0  # 1: something did not end in time
         ended = ended_with(read.result)
         assert ended is None or ended.code in {394, 236}, ended
         assert write.result().status == 200
@@ -115,7 +116,7 @@ def test_a_server_that_has_nothing_to_do_stops_at_once(start: Start, number: int
     began = time.monotonic()
     own.process.send_signal(number)
     assert own.process.wait(10) == 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8  # what it grants a query that does not end
     assert "Traceback" not in own.log
 
 
@@ -154,10 +155,15 @@ def test_a_users_file_that_is_none_is_refused(tmp_path: Path, content: str | Non
         empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         users.write_text(content.replace("EMPTY", empty))
         users.chmod(mode)
+    with pytest.raises(InvalidSetting, match=says):
+        load_users(tmp_path / "users.json")
+
+
+def test_without_users_it_does_not_start(tmp_path: Path) -> None:
     ended = begin(*argv(tmp_path, 0))
     assert ended.returncode == 4
-    assert says in ended.stderr
     assert ended.stderr.count("\n") == 1
+    assert "users.json is not a users file: " in ended.stderr
 
 
 def test_the_folder_is_its_owners_and_holds_no_password(start: Start) -> None:
@@ -261,9 +267,7 @@ def test_a_read_whose_client_went_away_ends(admin: Caller, sql: str) -> None:
     connection = ask_and_leave(admin, sql)
     until(lambda: running(admin) >= 1)
     connection.close()
-    began = time.monotonic()
     until(lambda: running(admin) == 0)
-    assert time.monotonic() - began < 5
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_result_harms_nobody(admin: Caller) -> None:
@@ -277,13 +281,12 @@ def test_a_client_that_leaves_in_the_middle_of_a_result_harms_nobody(admin: Call
 
 
 def test_a_busy_session_is_locked(admin: Caller) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(admin, "SELECT sleep(2)", session_id="one")
-        until(lambda: running(admin) == 1)
-        second = admin("SELECT 1", session_id="one")
-        assert (second.status, second.code) == (423, 373)
-        assert slow.result().status == 200
-    assert admin("SELECT 1", session_id="one").text == "1\n"
+    busy = ask_and_leave(admin, ENDLESS, "/?session_id=one")
+    until(lambda: running(admin) == 1)
+    second = admin("SELECT 1", session_id="one")
+    assert (second.status, second.code) == (423, 373)
+    busy.close()
+    until(lambda: admin("SELECT 1", session_id="one").text == "1\n")
 
 
 def test_connections_beyond_the_limit_are_told(start: Start) -> None:
