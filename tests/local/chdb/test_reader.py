@@ -4,6 +4,7 @@ both walls stand one behind the other; and each wall alone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,15 @@ def test_what_is_listed_is_what_the_engine_has(admin: Caller) -> None:
     assert sorted(_SAFE_TABLE_FUNCTIONS - sources) == []
     assert sorted(_SYSTEM - tables) == []
     assert "file" in _OUTSIDE & functions
+
+
+def test_a_new_engine_brings_no_function_that_reaches_outside(admin: Caller) -> None:
+    """By their names: whoever upgrades the engine looks at what is new here."""
+    names = admin("SELECT DISTINCT lower(name) FROM system.functions WHERE NOT is_aggregate").text.split()
+    outside = re.compile(
+        r"ai[a-z]+|(?!.*profile|filesystem).*file.*|.*(dns|certificate|http|model|secret|python|exec|shell).*"
+    )
+    assert sorted(name for name in names if outside.fullmatch(name) and name not in _OUTSIDE) == []
 
 
 def test_the_engine_refuses_on_its_own_too(start: Start, tmp_path: Path) -> None:
