@@ -10,6 +10,7 @@ from tests.enforcer.conftest import until
 
 from banksman import events
 from banksman.events import AgentRevoked, PolicyLoaded, rfc3339, uuid7
+from banksman.store.client import Store
 
 PUSH = {"service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a", "args": {"force": False}}
 
@@ -170,3 +171,24 @@ def test_a_revoked_agent_is_killed_whatever_it_sent(stand: Stand) -> None:
     until(lambda: now(stand, "seller")["state"] == "killed")
     (control,) = now(stand, "seller")["controls"]
     assert (control["kind"], control["by"], control["reason"]) == ("agent.revoked", "root", "it leaks")
+
+
+def test_a_copy_of_what_is_long_over_is_no_news(stand: Stand) -> None:
+    """Whoever can write to Kafka appends a genuine call of the day before yesterday again, signature and all."""
+    call = stand.action("tool.call", "older", "o1", **PUSH)
+    result = stand.action("tool.result", "older", "o1", call=call["id"], parent=call["id"], status="ok")
+    stand.publish(call, result)
+    clickhouse = stand.archive.clickhouse
+    table, store = f"`{clickhouse.clickhouse_database}`.events", Store(clickhouse, reader=False)
+    store.command(
+        f"INSERT INTO {table} (* EXCEPT body_hash) SELECT * EXCEPT body_hash REPLACE (received - INTERVAL 2 DAY AS received) "
+        f"FROM {table} WHERE agent = 'older'"
+    )
+    store.command(f"DELETE FROM {table} WHERE agent = 'older' AND received > now64(3) - INTERVAL 1 DAY")
+    store.close()
+    before = stand.get("/v1/agents/older/now")
+    assert (before["state"], before["open_calls"]) == ("idle", 0)
+    stand.publish(call)
+    again = stand.get("/v1/agents/older/now")
+    for name in ("state", "since", "last_seen", "open_call", "open_calls", "last_actions"):
+        assert again[name] == before[name], name

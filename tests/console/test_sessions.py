@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.console.conftest import Stand
 
-from banksman.console import steps, story
+from banksman.console import session, steps, story
 
 PUSH = {"service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a", "args": {"force": False}}
 READ = {"service": "stripe", "action": "charges:read"}
@@ -172,3 +172,25 @@ def test_what_nobody_signed_moves_nothing(forged: list[tuple[str, int]]) -> None
         signed.append(row(id_=f"f{n}", call_="b", kind=kind, time_us=time_us, offset=9 + n, verified=False))
     told = story.ordered(signed)
     assert [one["id_"] for one in told if one["verified"]] == ["a", "r", "b", "d"]
+
+
+def test_a_crowd_of_made_up_agents_does_not_push_the_real_one_out(stand: Stand) -> None:
+    stand.publish(stand.action("note", "alone", "crowded", text="real"))
+    stand.publish(*(stand.action("note", f"crowd-{n}", "crowded", text="x") for n in range(120)), signed=False)
+    assert stand.get("/v1/sessions/crowded")["header"]["agent"] == "alone"
+
+
+def test_a_flood_of_forgeries_is_what_is_cut_from_a_long_session(stand: Stand) -> None:
+    stand.publish(*(stand.action("note", "flooded", "f1", text="x") for _ in range(5)), signed=False)
+    stand.publish(*(stand.action("note", "flooded", "f1", text="real") for _ in range(2)))
+    sql = session.LIGHT_SQL.replace(str(session.MOST_RECORDS + 1), "3")
+    rows = stand.archive.ask(sql, session="f1", agent="flooded", replay="", as_of=2**46)
+    assert [row["verified"] for row in rows] == [True, True, False]
+
+
+def test_forged_decisions_name_no_owner(stand: Stand) -> None:
+    call = stand.action("tool.call", "owned", "o1", **PUSH)
+    stand.publish(call, stand.decision(call))
+    stand.publish(stand.decision(call, owner="zz-mallory", project="zz"), signed=False)
+    (told,) = stand.get("/v1/sessions?agent=owned")["sessions"]
+    assert (told["owner"], told["project"]) == ("ann@acme.example", "shop")
