@@ -89,7 +89,7 @@ def test_without_a_good_token(stand: Stand, operation: Operation) -> None:
     ]  # fmt: skip
     for header in wrong:
         answer = operation(stand, headers={"Authorization": header})
-        problem(answer, 401, secret=header.split("_")[-1] if "_" in header else "")
+        problem(answer, 401, secret=header[-20:] if len(header) > 40 else "")
 
 
 @GUARDED

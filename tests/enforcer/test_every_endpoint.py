@@ -109,7 +109,7 @@ def test_without_a_good_token(shop: Shop, operation: Operation) -> None:
     ]  # fmt: skip
     for header in wrong:
         answer = operation(shop, headers={"Authorization": header})
-        problem(answer, 401, secret=header.split("_")[-1] if "_" in header and header[-1] != "_" else "")
+        problem(answer, 401, secret=header[-20:] if len(header) > 40 else "")
 
 
 @GUARDED
