@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from banksman import events
 from banksman.processors import letters
 from banksman.processors.decoding import Decoded, Decoding, microseconds
-from banksman.signing import REPLAY, Verifier, may_write
+from banksman.signing import REPLAY, SENT, Verifier, may_write
 from banksman.topics import ARCHIVED, SPECS, Topic
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from banksman.processors.batches import Batch
     from banksman.processors.letters import Letter
     from banksman.store.prices import PriceTable
-
-SENT = "banksman-sent"
-"""Kafka header: the author's clock when it sent the record. Not signed: it is set again at each attempt."""
 
 TOLERANCE_S = 120
 """How far an author's clock may be from the broker's before it shows."""
@@ -207,16 +204,22 @@ class RowMaker:
         """(verified, author, replay run, the author's clock at sending) of every event."""
         kind, fields, places = decoded.kind, decoded.columns, decoded.places
         name, ce_type, keyed = full_topic.encode(), b"banksman." + kind.encode(), topic in _KEYED_BY_AGENT
-        whose, absent = self._verifier.whose, (None,) * len(places)
+        whose, in_order, absent = self._verifier.whose, self._verifier.whose_in_order, (None,) * len(places)
         may: dict[tuple[str, str | None, str | None], bool] = {}
         verified, authors, replays, sent = [], [], [], []
         for place, id_, project, agent in zip(
             places, fields["id"], fields.get("project", absent), fields.get("agent", absent), strict=True
         ):
-            record = records[place]
+            record, replay = records[place], b""
             pairs = record.headers
-            headers = dict(pairs)
-            author = whose(name, record.key, headers, values[place]) if len(headers) == len(pairs) else None
+            signed = in_order(name, record.key, pairs, values[place])
+            if signed is not None:
+                author, said_id, said_type, then = signed
+            else:
+                headers: dict[str, Any] = dict(pairs)
+                author = whose(name, record.key, headers, values[place]) if len(headers) == len(pairs) else None
+                said_id, said_type, then = headers.get("ce_id"), headers.get("ce_type"), headers.get(SENT)
+                replay = headers.get(REPLAY) or b""
             if author is None:
                 counts, text = False, ""
             else:
@@ -226,14 +229,14 @@ class RowMaker:
                     may[asked] = may_write(author, topic, kind=kind, project=project, agent=agent)
                 counts = (
                     may[asked]
-                    and headers.get("ce_id") == id_.encode()
-                    and headers.get("ce_type") == ce_type
+                    and said_id == id_.encode()
+                    and said_type == ce_type
                     and (not keyed or record.key == (agent or "").encode())
                 )
             verified.append(counts)
             authors.append(text)
-            replays.append((headers[REPLAY] or b"").decode("utf-8", "replace") if REPLAY in headers and counts else "")
-            sent.append(headers.get(SENT))
+            replays.append(replay.decode("utf-8", "replace") if replay and counts else "")
+            sent.append(then)
         return verified, authors, replays, sent
 
     def _costs(self, fields: Mapping[str, Sequence[Any]], *, table: bool) -> dict[str, Sequence[Any]]:
