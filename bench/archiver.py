@@ -80,9 +80,9 @@ def main() -> None:
 
 def plain(made: Stack) -> tuple[float, float, float, float]:
     """(rows/s of inserts of ready blocks one after another, CPU us a row in ClickHouse, of making a row, of writing it)."""
-    maker, signer = RowMaker(Verifier(made.secret), load_prices()), made.signer("a")
+    maker, signers = RowMaker(Verifier(made.secret), load_prices()), [made.signer(f"agent-{n:03d}") for n in range(200)]
     topic = made.kafka.topic(Topic.ACTIONS)
-    packed = pack([made.record("a", n + 1, signer) for n in range(BLOCK)])
+    packed = pack([made.record(f"agent-{n % 200:03d}", n // 200 + 1, signers[n % 200]) for n in range(BLOCK)])
     gc.collect()
     gc.disable()  # as in the archiver
     began = time.process_time()
