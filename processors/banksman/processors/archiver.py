@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -37,7 +37,7 @@ from banksman.store.prices import load_prices
 from banksman.topics import ARCHIVED, SPECS, Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from banksman import events
     from banksman.processors.batches import Batch
@@ -116,9 +116,8 @@ class Archiver:
         except Stopping:
             return  # what is under way is not committed; the next archiver reads it again
         finally:
-            for close in (consumer.stop, producer.stop):
-                with contextlib.suppress(TimeoutError):  # a frozen broker would be waited for
-                    await asyncio.wait_for(close(), CLOSE_S)
+            await _goodbye(consumer.stop())
+            await _goodbye(producer.stop())
             self._store.close()
 
     async def _work(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
@@ -294,6 +293,18 @@ class _Pause(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if assigned:
             self._consumer.pause(*assigned)
         self._assigned.set()
+
+
+async def _goodbye(closing: Coroutine[Any, Any, None]) -> None:
+    """Close a Kafka client, for CLOSE_S at the most: without a broker it may wait for one, or (aiokafka 0.14) end with the
+    CancelledError of a task of its own.
+    """
+    task = asyncio.ensure_future(closing)
+    await asyncio.wait({task}, timeout=CLOSE_S)
+    if not task.done():
+        task.cancel()
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("closing a Kafka client: %s: %s", type(error).__name__, error)
 
 
 def _now_ms() -> int:
