@@ -263,15 +263,15 @@ class Stack:
         }
         return Agent(first, self.clean | known)
 
-    async def until(self, numbers: set[int], seconds: float) -> list[dict[str, Any]]:
-        """Every record of `actions`, once all of these numbers are there or the time is over."""
+    async def until(self, numbers: set[int], seconds: float, *, to_the_end: bool = False) -> list[dict[str, Any]]:
+        """The records of `actions`, once all of these numbers are there or the time is over; up to the end of the log."""
         end, found, missing = time.monotonic() + seconds, list[dict[str, Any]](), set(numbers)
         where = self.kafka.topic(Topic.ACTIONS), bus.partition_of(b"buyer", PARTITIONS)
         async with contextlib.aclosing(bus.read_from_start(self.kafka, *where)) as batches:
             async for batch in batches:
                 found += [json.loads(record.value) | {"raw": record.value} for record in batch]
                 missing -= {int(record["text"]) for record in found[len(found) - len(batch) :]}
-                if not batch and (not missing or time.monotonic() > end):
+                if (not missing or time.monotonic() > end) and not (batch and to_the_end):
                     return found
         raise AssertionError("unreachable: the log is read until somebody stops")
 
@@ -313,7 +313,7 @@ def _outage(stack: Stack, agents: list[Agent], away: float) -> tuple[list[str], 
     ended = two.end()
     promised = {n for n, at in one.returned.items() if at <= killed - PROMISED_S} | set(two.returned)
     young = set(one.returned) - promised
-    records = asyncio.run(stack.until(promised, 60))
+    records = asyncio.run(stack.until(promised, 60, to_the_end=True))
     return judged(records, promised, young, lasted, caught_up, ended)
 
 
