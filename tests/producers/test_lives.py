@@ -308,6 +308,25 @@ def test_children_that_outlive_their_parent_do_not_hold_its_spool(
         os.killpg(agent.process.pid, signal.SIGKILL)
 
 
+AT_ONCE = """
+import os, random, time
+from banksman.producers import Emitter
+for _ in range(150):
+    emitter = Emitter.from_settings()
+    time.sleep(random.random() * 0.003)  # anywhere in the opening of the spool, which another thread does
+    pid = os.fork()
+    if pid == 0:
+        links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        os._exit(sum(os.readlink(link).endswith("/lock") for link in links if os.path.islink(link)))
+    assert os.waitpid(pid, 0)[1] == 0, "the child holds its parent's lock"
+    emitter.close(0)
+"""
+
+
+def test_a_fork_right_after_the_start_does_not_hold_the_parents_spool(make_agent: Callable[..., Agent]) -> None:
+    assert make_agent(AT_ONCE).end() == 0
+
+
 POOL = """
 import multiprocessing
 from banksman.producers import Emitter

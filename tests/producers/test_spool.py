@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from banksman.producers import frames
+from banksman.producers import descriptors, frames
 from banksman.producers.spool import Spool
 
 CAP = 1 << 30
@@ -127,7 +127,7 @@ def test_lives_that_end_anywhere(scratch: Path, data: st.DataObject) -> None:
         torn = frames.pack(spool.last_seq + 1, payload(spool.last_seq + 1))
         os.pwrite(last.fd, torn[: data.draw(st.integers(0, len(torn) - 1), label="torn")], last.end)
         for fd in spool.descriptors():
-            os.close(fd)
+            descriptors.close(fd)
     spool = Spool(folder, cap=CAP)
     sent += list(drain(spool))
     spool.close()
@@ -147,7 +147,7 @@ def test_files_that_were_damaged(scratch: Path, data: st.DataObject) -> None:
     if events := spool.read(data.draw(st.integers(1, 20)), 1 << 20):
         spool.acknowledge(events)
     for fd in spool.descriptors():
-        os.close(fd)
+        descriptors.close(fd)
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([*segments(folder), folder / "cursor"]))
         raw = bytearray(path.read_bytes())
@@ -284,7 +284,7 @@ def test_a_full_disk_keeps_events_in_memory_in_order(tmp_path: Path, monkeypatch
     assert list(drain(spool)) == [(7, payload(7))]
     assert spool.damaged == spool.dropped == 0
     for fd in spool.descriptors():
-        os.close(fd)
+        descriptors.close(fd)
     again = Spool(tmp_path, cap=CAP)
     assert (again.last_seq, again.empty) == (7, True)
     again.close()
@@ -304,7 +304,7 @@ def test_numbers_sent_from_memory_are_not_given_again(tmp_path: Path, monkeypatc
     assert not spool.append([(1, payload(1)), (2, payload(2))])
     spool.acknowledge(spool.read(2, 1 << 20))
     for fd in spool.descriptors():
-        os.close(fd)
+        descriptors.close(fd)
     monkeypatch.setattr(os, "pwrite", real)
     again = Spool(tmp_path, cap=CAP)
     assert again.last_seq == 2

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from banksman.producers import descriptors
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -46,7 +48,7 @@ class Claim:
         """Let another process have it."""
         lock, self.lock = self.lock, -1
         if lock >= 0:
-            os.close(lock)
+            descriptors.close(lock)
 
     def remove(self) -> None:
         """Delete the folder, which is not needed any more, but for what was refused."""
@@ -112,7 +114,7 @@ def _take(folder: Path) -> Claim | None:
     """The folder's lock, or None: somebody has it, or took the folder away. OSError: it cannot be used."""
     path = folder / "lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = descriptors.opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     held = False
@@ -124,7 +126,7 @@ def _take(folder: Path) -> Claim | None:
             held = path.lstat().st_ino == os.fstat(fd).st_ino
     finally:
         if not held:
-            os.close(fd)
+            descriptors.close(fd)
     return Claim(folder, fd) if held else None
 
 

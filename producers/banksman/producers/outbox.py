@@ -288,12 +288,7 @@ class Outbox:
     # ── fork and exit ──
 
     def forked(self) -> None:
-        """In a child: the parent's threads are not here and its files are not ours. What the parent took, it sends."""
-        spools = [*self._adopted, *([self._spool] if self._spool is not None else [])]
-        locks = [claim.lock for claim in (*self._adopted.values(), *([self._claim] if self._claim else []))]
-        for fd in [fd for spool in spools for fd in spool.descriptors()] + [lock for lock in locks if lock >= 0]:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        """In a child: the parent's threads are not here and its files were let go of. What the parent took, it sends."""
         self._lock = threading.RLock()
         self._reset()
         self._transport.forked()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
-from banksman.producers import frames
+from banksman.producers import descriptors, frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,11 +91,11 @@ class Spool:
     # ── opening ──
 
     def _open(self) -> None:
-        self._cursor_fd = os.open(self.folder / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._cursor_fd = descriptors.opened(self.folder / "cursor", os.O_RDWR | os.O_CREAT)
         place = self._read_cursor()
         for path in sorted(self.folder.glob("*.log")):
             if path.stem.isdigit() and len(path.stem) == 20:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                fd = descriptors.opened(path, os.O_RDWR)
                 self._segments.append(Segment(int(path.stem), path, fd, os.fstat(fd).st_size))
         last = self._segments[-1].first - 1 if self._segments else 0
         if self._segments:
@@ -187,7 +187,7 @@ class Spool:
 
     def _add_segment(self, first: int) -> None:
         path = self.folder / f"{first:020d}.log"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = descriptors.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._segments.append(Segment(first, path, fd))
 
     def _make_room(self) -> None:
@@ -309,7 +309,7 @@ class Spool:
     def _forget_before(self, first: int) -> None:
         while self._segments and self._segments[0].first < first:
             old = self._segments.pop(0)
-            os.close(old.fd)
+            descriptors.close(old.fd)
             with contextlib.suppress(OSError):  # it is tried again when the spool is opened next
                 old.path.unlink()
 
@@ -369,10 +369,10 @@ class Spool:
                 self._save_cursor()
                 self._forget_before(self._at[0])
         for fd in self.descriptors():
-            os.close(fd)
+            descriptors.close(fd)
         self._segments.clear()
         self._cursor_fd = -1
 
     def descriptors(self) -> list[int]:
-        """The open files, for a child that must let go of its parent's."""
+        """The open files."""
         return [segment.fd for segment in self._segments] + ([self._cursor_fd] if self._cursor_fd >= 0 else [])

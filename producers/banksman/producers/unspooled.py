@@ -89,7 +89,3 @@ class Unspooled:
         """What was not sent is lost."""
         self.dropped += len(self._events)
         self._events.clear()
-
-    def descriptors(self) -> list[int]:
-        """No files."""
-        return []
