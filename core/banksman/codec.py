@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 import msgspec
 
 from banksman.errors import InvalidEvent
-from banksman.events import KINDS, Event
+from banksman.events import KINDS, SPELLED, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +62,8 @@ def invalid(error: Exception) -> InvalidEvent:
     if missing:
         field = f"{field}.{missing[1]}" if field else missing[1]
         message = "is missing"
+    if "matching regex" in message:
+        message = next((told for pattern, told in SPELLED.items() if repr(pattern) in message), message)
     unknown = re.fullmatch(r"Object contains unknown field `(.+)`", message, re.DOTALL)
     if unknown:
         field = f"{field}.{unknown[1]}" if field else unknown[1]

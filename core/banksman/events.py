@@ -28,10 +28,22 @@ def _whole(pattern: str) -> msgspec.Meta:
     return msgspec.Meta(pattern=f"^{pattern}$(?!\\n)")
 
 
-Name = Annotated[str, _whole(NAME)]
-Uuid = Annotated[str, _whole("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")]
-Uuid7 = Annotated[str, _whole("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")]
-Time = Annotated[str, _whole(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")]
+_NAME = _whole(NAME)
+_UUID = _whole("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID7 = _whole("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_TIME = _whole(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+
+Name = Annotated[str, _NAME]
+Uuid = Annotated[str, _UUID]
+Uuid7 = Annotated[str, _UUID7]
+Time = Annotated[str, _TIME]
+SPELLED = {
+    str(_NAME.pattern): "must be a name: 1 to 128 letters, digits and . _ @ : -, the first a letter or digit",
+    str(_UUID.pattern): "must be a UUID in lower case, e.g. 0190a1b2-0000-7000-8000-000000000000",
+    str(_UUID7.pattern): "must be a UUIDv7 in lower case, e.g. 0190a1b2-0000-7000-8000-000000000000",
+    str(_TIME.pattern): "must be a time in UTC with microseconds, e.g. 2026-11-24T15:30:00.000000Z",
+}
+"""What a person is told in place of these patterns."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Usd = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Outcome = Literal["allow", "deny", "approve"]

@@ -59,8 +59,8 @@ def topics_page() -> str:
     """The whole page."""
     rows = [
         "# Topics\n",
-        "Names, partitions and settings stand in `core/banksman/topics.py`; `banksman migrate` makes what is missing, every service",
-        "checks them when it starts and refuses to work on others. The prefix is the setting `BANKSMAN_TOPIC_PREFIX`. Every topic has",
+        "Names, partitions and settings stand in `core/banksman/topics.py`; `banksman migrate` makes what is missing, the enforcer",
+        "and the archiver check them when they start and refuse to work on others. The prefix is the setting `BANKSMAN_TOPIC_PREFIX`. Every topic has",
         "`message.timestamp.type=LogAppendTime` and no unclean leader election; with three copies `min.insync.replicas=2`.\n",
         "| topic | for | partitions | cleanup | kept | largest record |",
         "|---|---|---|---|---|---|",
@@ -88,9 +88,10 @@ def fields_table(model: Any, leave_out: set[str]) -> str:
             continue
         needed = "" if field.required else "optional"
         note = notes.get(field.name, "")
-        rows.append(
-            f"| `{field.encode_name}` | {_type(hints[field.name])} | {'. '.join(p for p in (needed, note) if p)} |"
-        )
+        kind = _type(hints[field.name])
+        if field.required and {"type": "null"} in msgspec.json.schema(hints[field.name]).get("anyOf", ()):
+            kind += " or null"  # always there, and perhaps without a value
+        rows.append(f"| `{field.encode_name}` | {kind} | {'. '.join(p for p in (needed, note) if p)} |")
     return "\n".join(rows)
 
 

@@ -24,7 +24,7 @@ INTRO = """# The enforcer over HTTP
 an agent did, and knows who is who. Whatever is not a 200 with `"decision": "allow"` means no.
 
 `Authorization: Bearer bma_…` is an agent's token, `bmo_…` an operator's; each is refused (403) where the other belongs. Bodies are one
-JSON document in UTF-8 with `Content-Type: application/json`, not compressed; two keys of one name, NaN and numbers that lose digits are
+JSON document in UTF-8 with `Content-Type: application/json`, plain or in gzip or deflate; two keys of one name, NaN and numbers that lose digits are
 400, a field that is not known or has a wrong value is 422. `Host` and `Origin` are checked, there are no CORS headers. Errors are
 RFC 9457 problem details: `type title status detail`, and `field` where one is wrong. 503 and 429 carry `Retry-After`.
 
@@ -66,8 +66,11 @@ def _calls(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None]) -> list[str]:
-    callers = " or ".join(f"an {name}" for one in call["security"] for name in one)
-    parts = [f"## {method.upper()} {path}\n", f"{call['summary']} Token of {callers or 'nobody'}.\n"]
+    callers = " or ".join(_caller(name, roles) for one in call["security"] for name, roles in one.items())
+    parts = [
+        f"## {method.upper()} {path}\n",
+        f"{call['summary']} {f'Token of {callers}' if callers else 'No token'}.\n",
+    ]
     body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if body is not None:
         parts.append(f"Body: {_type(body, shared)}.\n")
@@ -80,6 +83,14 @@ def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None])
                 parts.append("")
     errors = [status for status in call["responses"] if status > "299"]
     return [*parts, f"[Errors](#errors): {' '.join(errors)}.\n"]
+
+
+def _caller(name: str, roles: list[str]) -> str:
+    if name == "agent":
+        return "an agent"
+    if roles == ["viewer"]:
+        return "an operator (any role)"
+    return f"an operator ({', '.join(roles)})"
 
 
 def _fields(schema: dict[str, Any]) -> list[str]:

@@ -46,6 +46,21 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], field: str) -> None:
     assert decoded.value.field == validated.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"session": "two words"}, "must be a name"),
+        ({"call": "7"}, "must be a UUID in"),
+        ({"id": "7"}, "must be a UUIDv7 in"),
+        ({"time": "yesterday"}, "must be a time in UTC"),
+    ],
+)
+def test_what_is_wrong_is_said_for_people(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidEvent, match=says) as caught:
+        validate(call(**changes), Topic.ACTIONS)
+    assert "regex" not in caught.value.message
+
+
 def test_uuid7_is_sortable_by_time_and_unique() -> None:
     assert uuid7(1000)[14] == "7"
     assert uuid7(1000) < uuid7(1001)

@@ -113,6 +113,23 @@ def test_every_command_has_its_place(verb: str) -> None:
     assert re.search(rf"^#+ .*\b{verb}\b", page("cli.md"), re.MULTILINE)
 
 
+def test_no_command_is_advised_that_is_not_there() -> None:
+    """In what the code tells people and in what they read: `banksman X` names a verb, and one that it has."""
+    verbs = {verb for group in VERBS.values() for verb in group} | {"COMMAND", "VERB", "help"}
+    ours = re.compile(
+        r"^(core|producers|processors|enforcer|console|cli|examples)/.*\.(py|yaml)$|^(docs/.*|README)\.md$"
+    )
+    advice = re.compile(r"(?:`|: |\$ |^ +)banksman ([a-z]+)\b", re.MULTILINE)
+    wrong = [
+        (name, verb)
+        for name, text in tracked()
+        if ours.match(name)
+        for verb in advice.findall(text)
+        if verb not in verbs
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     ("service", "name"),
     [(enforcer_openapi, "http-enforcer.md"), (console_openapi, "http-console.md")],

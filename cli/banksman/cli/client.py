@@ -33,11 +33,12 @@ class Problem(BanksmanError):
 
     def __init__(self, status: int, reason: str, body: dict[str, Any], retry_after: str | None = None) -> None:
         self.status, self.body, self.retry_after = status, body, retry_after
-        parts = [str(part) for part in (body.get("title"), body.get("detail")) if part]
-        text = ": ".join(dict.fromkeys(parts)) or reason or "no reason given"
-        where = body.get("field")
+        title = str(body.get("title") or reason or "no reason given")
         self.hint = f"; try again in {retry_after} s" if retry_after and retry_after.isdigit() else ""
-        super().__init__(f"{status} {f'{where}: ' if where else ''}{text}{self.hint}")
+        where, said = body.get("field"), f"{status} {title}"
+        if self.detail and self.detail != title:  # what is wrong comes first, what HTTP calls it last
+            said = f"{f'{where}: ' if where else ''}{self.detail} ({said})"
+        super().__init__(f"{said}{self.hint}")
 
     @property
     def detail(self) -> str:

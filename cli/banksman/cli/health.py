@@ -36,11 +36,12 @@ def of_enforcer(status: Status) -> Iterator[Wrong]:
     in_force = {one["project"]: one["policy_version"] for one in status["policies"]}
     for one in status["rejected"]:
         line = f":{one['line']}" if one["line"] else ""
+        where = f"{one['key']}: " if one["key"] else ""
         stays = in_force.get(one["project"])
         rest = f"{stays} stays in force" if stays else "nothing of it is in force"
         yield Wrong(
             "policy",
-            f"{one['file']}{line} was rejected at {show.moment(one['since'])[:19]}, {rest}: {one['error']}",
+            f"{one['file']}{line} was rejected at {show.moment(one['since'])[:19]}, {rest}: {where}{one['error']}",
             "mend the file: it is read again by itself",
         )
     if not in_force:
@@ -118,27 +119,24 @@ def stands_still(before: Status, after: Status) -> bool:
 
 
 def of_findings(findings: Iterable[Mapping[str, Any]], enforcer: Status | None) -> Iterator[Wrong]:
-    """Findings that a human should look at, newest first, each once. What is over by now is left out."""
+    """Findings that a human should look at, newest first, each once. Not what the enforcer itself knows better by now."""
     seen: set[str] = set()
     for one in findings:
         if one["fingerprint"] in seen:
             continue
         seen.add(one["fingerprint"])
-        if one["severity"] == "info" or one["kind"] == "alert.resolved" or _is_over(one, enforcer):
+        if one["severity"] == "info" or one["kind"] == "alert.resolved" or _is_known(one, enforcer):
             continue
         times = f", {one['count']} times" if (one["count"] or 1) > 1 else ""
         yield Wrong("finding", f"{one['title']} (at {show.moment(one['at'])[:19]}{times})", one["suggestion"] or "")
 
 
-def _is_over(finding: Mapping[str, Any], enforcer: Status | None) -> bool:
-    """Whether the enforcer itself, asked now, no longer sees what it told."""
-    if enforcer is None:
-        return False
-    if finding["detector"] == "policy_rejected":
-        return all(f"policy_rejected/{one['file']}" != finding["fingerprint"] for one in enforcer["rejected"])
-    if finding["detector"] == "policy_disagreement":
-        return all(f"policy_disagreement/{one}" != finding["fingerprint"] for one in enforcer["disagreements"])
-    return False
+_OF_THE_PRESENT = frozenset(("policy_rejected", "policy_disagreement"))
+
+
+def _is_known(finding: Mapping[str, Any], enforcer: Status | None) -> bool:
+    """Whether the enforcer itself was asked and says how this is now: as it was, and then it is told already, or over."""
+    return enforcer is not None and finding["detector"] in _OF_THE_PRESENT
 
 
 def _positions(status: Status) -> dict[tuple[str, int], tuple[int, int]]:

@@ -85,21 +85,21 @@ def document() -> dict[str, Any]:
         },
         "/v1/explain": {
             "post": _call(
-                "explain", "Why an operation would be answered as it would. Nothing is recorded.", "operator",
+                "explain", "Why an operation would be answered as it would. Nothing is recorded.", "viewer",
                 body=_ref("ExplainQuestion"), answer={"type": "object"}, also=(404, 413, 503),
             )
         },
         "/v1/agents": {
-            "get": _call("listAgents", "Who is enrolled.", "operator", answer=_object(agents=_AGENTS), also=(503,)),
+            "get": _call("listAgents", "Who is enrolled.", "viewer", answer=_object(agents=_AGENTS), also=(503,)),
             "post": _call(
-                "addAgent", "Enrol an agent; its credential is shown once.", "operator", status=201,
+                "addAgent", "Enrol an agent; its credential is shown once.", "admin", status=201,
                 body=_ref("NewAgent"), answer=_texts("agent", "project", "owner", "token"), also=(409, 413, 503),
             ),
         },
         "/v1/agents/{agent}/rotate": {
             "post": {
                 **_call(
-                    "rotateAgent", "A new credential; the old token is refused from then on.", "operator",
+                    "rotateAgent", "A new credential; the old token is refused from then on.", "admin",
                     answer=_texts("agent", "project", "token"), also=(404, 409, 503),
                 ),
                 "parameters": [{"name": "agent", "in": "path", "required": True, "schema": _NAMED}],
@@ -107,16 +107,16 @@ def document() -> dict[str, Any]:
         },
         "/v1/operators": {
             "post": _call(
-                "addOperator", "Enrol a person; the token is shown once.", "operator", status=201,
+                "addOperator", "Enrol a person; the token is shown once.", "admin", status=201,
                 body=_ref("NewOperator"),
                 answer=_object(name=_TEXT, roles={"type": "array", "items": _TEXT}, token=_TEXT), also=(409, 413, 503),
             )
         },
-        "/v1/status": {"get": _call("status", "How this replica is.", "operator", answer=_STATUS, also=(503,))},
+        "/v1/status": {"get": _call("status", "How this replica is.", "viewer", answer=_STATUS, also=(503,))},
         "/healthz": {"get": _call("healthz", "The process turns.", "", answer=_texts("status"))},
         "/readyz": {"get": _call("readyz", "It can decide.", "", answer=_texts("status"), also=(503,))},
         "/metrics": {"get": _call("metrics", "Prometheus text.", "", answer=None)},
-        "/openapi.json": {"get": _call("openapi", "This document.", "operator", answer={"type": "object"}, also=(503,))},
+        "/openapi.json": {"get": _call("openapi", "This document.", "viewer", answer={"type": "object"}, also=(503,))},
     }  # fmt: skip
     return {
         "openapi": "3.1.0",
@@ -200,6 +200,10 @@ _STATUS = _object(
     queue={"type": "object"},
     undelivered={"type": "integer"},
     decisions={"type": "object"},
+    dropped={"type": "integer"},
+    agents={"type": "integer"},
+    operators={"type": "integer"},
+    reason={"type": ["string", "null"]},
 )
 
 
@@ -215,13 +219,18 @@ def _call(
     content: dict[str, Any] | None = None,
     headers: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
-    """One operation. `who`: agent, operator, or "" for anyone on the inside."""
+    """One operation. `who`: agent, or the role that an operator needs, or "" for anyone on the inside."""
     errors = {400, 403, 405, 408, 431, *also} | ({401} if who else set()) | ({415, 422} if body else set())
     good = {"application/json": {"schema": answer}} if answer is not None else {"text/plain": {"schema": _TEXT}}
+    security: list[dict[str, list[str]]] = (
+        [] if not who else [{"agent": []}] if who == "agent" else [{"operator": [who]}]
+    )
+    if _REPLAY in headers:
+        security.append({"operator": ["admin"]})
     made: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
-        "security": [{who: []}, *([{"operator": []}] if _REPLAY in headers else [])] if who else [],
+        "security": security,
         "responses": {
             str(status): {"description": "As asked.", "content": good},
             **{str(error): _problem(error) for error in sorted(errors)},

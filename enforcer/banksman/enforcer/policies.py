@@ -191,7 +191,7 @@ class Policies:
             f"the policy file {rejected.file} does not load; what was in force stays",
             project=rejected.project,
             severity="page",
-            suggestion=f"mend it and check with: banksman policy lint {rejected.file}",
+            suggestion="mend the file: it is read again by itself, and `banksman status` says whether it loads",
             error=str(rejected),
             attempted=rejected.attempted,
         )
