@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -506,38 +507,45 @@ def test_what_no_disk_took_is_told_as_lost_when_the_process_ends(
     assert "30 events that no disk took are lost" in caplog.text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_file_system_that_is_full_and_then_is_not(
-    fake: FakeEnforcer, make_agent: Callable[..., Agent], tmp_path: Path
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], capture_output=True)
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.decode().strip()}")
-    try:
-        (small / "other").write_bytes(b"x" * 150_000)
-        fake.stop()
-        agent = make_agent(AGENT, BANKSMAN_SPOOL=str(small / "spool"))
-        assert agent.hear() == "ready"
-        assert told(agent, "many 0 500", "flush 0.2") == "noted"
-        assert agent.hear() == "False"
-        assert int(told(agent, "stats").split()[3]) > 0
-        (small / "other").unlink()
-        assert told(agent, "note after", "flush 2") == "noted"  # appended: everything is on disk now
-        assert agent.hear() == "False"
-        agent.kill()
-        fake.start()
-        again = make_agent(AGENT, BANKSMAN_SPOOL=str(small / "spool"))
-        assert again.hear() == "ready"
-        assert told(again, "note last", "flush 20") == "noted"
-        assert again.hear() == "True"
-        arrived = texts(fake)
-        assert arrived[-2:] == ["after", "last"]
-        assert [int(text) for text in arrived[:-2]] == list(range(500))
-        again.end()
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("full_at", ["start", "later"])
+def test_a_file_system_that_is_full_and_then_is_not(
+    fake: FakeEnforcer, make_agent: Callable[..., Agent], small: Path, full_at: str
+) -> None:
+    """Everything waits in memory meanwhile, and is on disk once there is room."""
+    (small / "other").write_bytes(b"x" * (shutil.disk_usage(small).free if full_at == "start" else 150_000))
+    fake.stop()
+    agent = make_agent(AGENT, BANKSMAN_SPOOL=str(small / "spool"))
+    assert agent.hear() == "ready"
+    assert told(agent, "many 0 500", "flush 0.2") == "noted"
+    assert agent.hear() == "False"
+    assert int(told(agent, "stats").split()[3]) > 0
+    (small / "other").unlink()
+    assert told(agent, "note after", "flush 2") == "noted"  # appended: everything is on disk now
+    assert agent.hear() == "False"
+    agent.kill()
+    fake.start()
+    again = make_agent(AGENT, BANKSMAN_SPOOL=str(small / "spool"))
+    assert again.hear() == "ready"
+    assert told(again, "note last", "flush 20") == "noted"
+    assert again.hear() == "True"
+    arrived = texts(fake)
+    assert arrived[-2:] == ["after", "last"]
+    assert [int(text) for text in arrived[:-2]] == list(range(500))
+    assert again.end() == 0
 
 
 # ── light ──

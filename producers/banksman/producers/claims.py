@@ -101,12 +101,11 @@ def _new(home: Path) -> Claim:
             folder.mkdir(mode=0o700)
             made = _take(folder)
             if made is not None:  # else one who looked for abandoned folders was quicker
-                try:
+                with contextlib.suppress(
+                    OSError
+                ):  # a disk that is full: the next process empties it and goes on with another
                     (folder / "host").touch(0o600)
                     (folder / "host").write_text(_host())
-                except BaseException:
-                    made.remove()
-                    raise
                 return made
 
 
