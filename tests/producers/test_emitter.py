@@ -20,6 +20,7 @@ from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidSetting
 from banksman.events import uuid7
 from banksman.producers import Emitter, SpoolFull
+from banksman.producers.spool import Spool
 from banksman.signing import Credential, digest
 
 
@@ -456,6 +457,42 @@ def test_a_full_spool_refuses_when_it_is_told_to(fake: FakeEnforcer, make_emitte
     assert [int(text.split()[0]) for text in texts(fake)] == list(range(taken))
     session.note("again")
     assert session.decide("git", "push").allowed
+
+
+@pytest.mark.parametrize("when_full", ["drop", "refuse"])
+def test_a_report_never_waits_for_the_disk(make_emitter: Callable[..., Emitter], when_full: str) -> None:
+    """A disk that hangs for a while: its lock is what the threads wait for, not the agent."""
+    emitter = make_emitter(when_full=when_full)
+    session = emitter.session("s1")
+    session.note("first")
+    assert emitter.flush(10)
+    spool = emitter._outbox._spool
+    assert isinstance(spool, Spool)
+    with spool._lock:
+        reporting = threading.Thread(target=lambda: [session.note(str(n)) for n in range(100)])
+        reporting.start()
+        reporting.join(20)
+        assert not reporting.is_alive()
+        assert emitter.stats().reported == 101
+    assert emitter.flush(10)
+
+
+def test_full_memory_refuses_too_when_it_is_told_to(
+    fake: FakeEnforcer, make_emitter: Callable[..., Emitter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emitter = make_emitter(when_full="refuse")
+    session = emitter.session("s1")
+    session.note("x" * 1000)
+    assert emitter.flush(10)
+    monkeypatch.setattr(emitter._outbox._intake, "_most_bytes", 100_000)
+    spool = emitter._outbox._spool
+    assert isinstance(spool, Spool)
+    taken = 0
+    with spool._lock, pytest.raises(SpoolFull):  # noqa: PT012 - which report is refused is what comes out
+        for taken in range(1000):
+            session.note(f"{taken} " + "x" * 1000)
+    assert emitter.flush(10)
+    assert [text.split()[0] for text in texts(fake)[1:]] == [str(n) for n in range(taken)]
 
 
 def test_no_folder_for_a_spool(fake: FakeEnforcer, make_emitter: Callable[..., Emitter], tmp_path: Path) -> None:

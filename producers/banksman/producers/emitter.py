@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NAME = "emitter-python/1.0"
 DEFAULT_URL = "http://127.0.0.1:7700"
 ASKING_THREADS = 32
+FULL = "the spool is at its cap, and what cannot be recorded is refused"
 _log = logging.getLogger("banksman.emitter")
 
 
@@ -119,14 +120,16 @@ class Emitter:
         """
         if self._refuses and self._outbox.full:
             self._outbox.drop()
-            raise SpoolFull("the spool is at its cap, and what cannot be recorded is refused")
-        now, name = time.time_ns(), ""
+            raise SpoolFull(FULL)
+        now, name, taken = time.time_ns(), "", False
         try:
             name = str(event.get("id") or uuid7(now // 1_000_000))
-            self._outbox.put(snapshot.take((name, now, event)))
+            taken = self._outbox.put(snapshot.take((name, now, event)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the agent's trouble
             self._outbox.drop()
             _log.error("an event could not be taken (%s)", type(error).__name__)  # its text may hold the event
+        if self._refuses and not taken and self._outbox.full:  # another thread was quicker
+            raise SpoolFull(FULL)
         return name or uuid7()
 
     # ── asking ──
@@ -156,7 +159,7 @@ class Emitter:
 
     def _question(self, question: Mapping[str, Any]) -> tuple[Decision | None, dict[str, Any]]:
         if self._refuses and self._outbox.full:
-            return nobody("not_asked: the spool is at its cap, and what cannot be recorded is refused"), {}
+            return nobody(f"not_asked: {FULL}"), {}
         asked = jsonable(snapshot.give(snapshot.take(question)))  # what is asked is what a report of it says
         if not isinstance(asked, dict):
             return nobody("not_asked: the question cannot be written as JSON"), {}

@@ -77,6 +77,11 @@ class Intake:
             self._lock.release()
         return True
 
+    @property
+    def full(self) -> bool:
+        """Whether the next one would be dropped."""
+        return self.waiting >= self._most or self.waiting_bytes >= self._most_bytes
+
     def drop(self) -> None:
         """Count an event that could not even be handed over."""
         with self._lock:

@@ -119,7 +119,7 @@ class Outbox:
     def full(self) -> bool:
         """Whether something new would push out something old, or be dropped."""
         spool = self._spool
-        return self._bounds.keep and spool is not None and (spool.full or self._intake.waiting >= self._bounds.events)
+        return self._bounds.keep and spool is not None and (spool.full or self._intake.full)
 
     def start(self) -> None:
         """Begin, if that is not done yet: what others left behind is sent without waiting for an event of ours."""

@@ -340,9 +340,8 @@ class Spool:
 
     @property
     def waiting(self) -> int:
-        """Bytes that are not acknowledged."""
-        with self._lock:
-            return self._size() - self._at[1] + self._unwritten_bytes
+        """Bytes that are not acknowledged. Without the lock, which is held while the disk works: agents' calls ask for this."""
+        return max(0, self._size() - self._at[1] + self._unwritten_bytes)
 
     @property
     def in_memory(self) -> int:
