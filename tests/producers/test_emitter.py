@@ -459,6 +459,28 @@ def test_a_full_spool_refuses_when_it_is_told_to(fake: FakeEnforcer, make_emitte
     assert session.decide("git", "push").allowed
 
 
+@pytest.mark.parametrize("where", ["disk", "other side"])
+def test_who_waits_in_flush_is_let_go_by_close(
+    fake: FakeEnforcer, make_emitter: Callable[..., Emitter], where: str
+) -> None:
+    """In another thread, without a time-out: it hears that not all was sent, whatever it waits for."""
+    fake.stop()
+    emitter = make_emitter()
+    until(lambda: emitter._outbox._spool)
+    heard: list[bool] = []
+    if where == "disk":  # the mark stands behind the end
+        emitter._outbox._intake.stop()
+    emitter.session("s1").note("x")
+    waiting = threading.Thread(target=lambda: heard.append(emitter.flush()))
+    waiting.start()
+    if where == "other side":
+        until(lambda: emitter._outbox._delivery and emitter._outbox._delivery._hurried)
+    emitter.close(0)
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert heard == [where == "disk"]  # nothing was taken any more there
+
+
 @pytest.mark.parametrize("when_full", ["drop", "refuse"])
 def test_a_report_never_waits_for_the_disk(make_emitter: Callable[..., Emitter], when_full: str) -> None:
     """A disk that hangs for a while: its lock is what the threads wait for, not the agent."""

@@ -78,7 +78,7 @@ class Delivery:
                 self._changed.notify_all()
 
     def hurry(self, condition: Callable[[], bool], until: float) -> None:
-        """Wait for a condition that changes when something was sent, until `time.monotonic()` is `until`.
+        """Wait for a condition that changes when something was sent, until `time.monotonic()` is `until`, or `stop`.
 
         Meanwhile nothing is gathered before it is sent.
         """
@@ -86,7 +86,8 @@ class Delivery:
             self._hurried += 1
             self._changed.notify_all()
             try:
-                self._changed.wait_for(condition, None if until == float("inf") else until - time.monotonic())
+                left = None if until == float("inf") else until - time.monotonic()
+                self._changed.wait_for(lambda: condition() or self._stopped, left)
             finally:
                 self._hurried -= 1
 

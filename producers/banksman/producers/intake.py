@@ -53,7 +53,7 @@ class Intake:
         self.waiting = self.waiting_bytes = 0
         self.taken = self.dropped = self.refused = 0
         self._missing = 0  # dropped since the last one that was taken
-        self._closed = False
+        self._closed = self._ended = False
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # not an Event: a signal handler may flush in a flush
 
     # ── for the agent's threads ──
@@ -91,8 +91,12 @@ class Intake:
     def mark(self) -> threading.Event:
         """An event that is set once everything reported before is in the spool."""
         passed = threading.Event()
-        self._queue.put(Mark(passed))
-        self._bell.put(None)
+        with self._lock:
+            if self._ended:
+                passed.set()
+            else:
+                self._queue.put(Mark(passed))
+                self._bell.put(None)
         return passed
 
     def stop(self) -> None:
@@ -137,6 +141,7 @@ class Intake:
                     if isinstance(item, Mark):
                         item.passed.set()
             if None in items:
+                self._end()
                 return
             while spool.stuck and not self._closed:  # the queue fills up meanwhile, and drops and counts
                 self._sleep(HOLD_S)
@@ -151,6 +156,15 @@ class Intake:
             while items[-1] is not None and len(items) < MOST_AT_ONCE:
                 items.append(self._queue.get_nowait())
         return items
+
+    def _end(self) -> None:
+        """Behind the end stand only marks: nobody waits for ever."""
+        with self._lock:
+            self._ended = True
+            while not self._queue.empty():
+                item = self._queue.get()
+                if isinstance(item, Mark):
+                    item.passed.set()
 
     def _sleep(self, seconds: float) -> None:
         """Not beyond a `mark` or a `stop`."""
