@@ -254,7 +254,7 @@ class Decider:
         event = {name: value for name, value in record.items() if name in REQUESTED} | {
             **stamp(self._records.source),
             "kind": "approval.requested",
-            "approval": uuid7(),  # 74 random bits: nobody guesses it, and it opens nothing by itself
+            "approval": uuid7(),  # 72 random bits: nobody guesses it, and it opens nothing by itself
             "expires_at": rfc3339(datetime.now(UTC) + timedelta(seconds=seconds)),
             "parent": record["id"],
         }
