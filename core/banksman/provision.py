@@ -77,7 +77,7 @@ async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> lis
             settings.topic(spec.topic),
             num_partitions=spec.partitions or settings.partitions,
             replication_factor=settings.replication,
-            topic_configs=spec.configs(replication=settings.replication),
+            topic_configs=spec.configs(replication=settings.replication, days=settings.days(spec.topic)),
         )
         for spec in SPECS.values()
         if settings.topic(spec.topic) in missing

@@ -38,6 +38,9 @@ SECRET_FIELDS = frozenset(
 )
 
 
+MOST_DAYS = 10_000
+
+
 def _about(text: str, **more: Any) -> Meta:
     return Meta(description=text, **more)
 
@@ -68,9 +71,21 @@ class Kafka(Concern, frozen=True, kw_only=True):
     ] = 4
     replication: Annotated[int, _about("Copies of every partition when topics are created.", ge=1, le=9)] = 1
 
+    actions_days: Annotated[
+        int, _about("How long Kafka keeps `actions`, set when the topic is created.", ge=1, le=MOST_DAYS)
+    ] = 7
+    decisions_days: Annotated[int, _about("The same for `decisions`.", ge=1, le=MOST_DAYS)] = 30
+    alerts_days: Annotated[int, _about("The same for `alerts`.", ge=1, le=MOST_DAYS)] = 90
+    dead_days: Annotated[int, _about("The same for `dead`.", ge=1, le=MOST_DAYS)] = 90
+
     def topic(self, topic: Topic) -> str:
         """The full name of a topic."""
         return self.topic_prefix + topic
+
+    def days(self, topic: Topic) -> int | None:
+        """How long Kafka keeps a topic's records; None: for ever."""
+        days: int | None = getattr(self, f"{topic}_days", None)
+        return days
 
     def client(self) -> dict[str, Any]:
         """Keyword arguments that every aiokafka client of ours is made with. InvalidSetting: unreadable files."""
@@ -119,7 +134,7 @@ class ClickHouse(Concern, frozen=True, kw_only=True):
     retention_days: Annotated[
         int,
         # ClickHouse's times of expiry end in 2106, and begin anew in 1970.
-        _about("How long the audit log keeps an event, from its `received`; `migrate` applies it.", ge=1, le=10_000),
+        _about("How long the audit log keeps an event, from its `received`; `migrate` applies it.", ge=1, le=MOST_DAYS),
     ] = 365
 
     def writer(self) -> tuple[str, str]:

@@ -27,23 +27,24 @@ class Topic(enum.StrEnum):
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """How a topic is created and checked. `partitions` None: as many as the setting says."""
+    """How a topic is created and checked. `partitions` None: as many as the setting says. How long a topic is kept is a
+    setting, too; the compacted ones are for ever.
+    """
 
     topic: Topic
     purpose: str
     partitions: int | None
     compact: bool
-    retention_ms: int  # -1: for ever (the compacted ones)
     max_message_bytes: int = 2 * MIB  # events are cut to 1 MiB; headers and batch framing come on top
     config: dict[str, str] = field(default_factory=dict)
 
-    def configs(self, *, replication: int) -> dict[str, str]:
-        """The topic's Kafka configuration."""
+    def configs(self, *, replication: int, days: int | None = None) -> dict[str, str]:
+        """The topic's Kafka configuration. `days`: how long its records are kept; None: for ever."""
         return {
             "cleanup.policy": "compact" if self.compact else "delete",
             "message.timestamp.type": "LogAppendTime",
             "max.message.bytes": str(self.max_message_bytes),
-            "retention.ms": str(self.retention_ms),
+            "retention.ms": str(days * DAY_MS if days else -1),
             "unclean.leader.election.enable": "false",
             "min.insync.replicas": "2" if replication >= 3 else "1",
             **self.config,
@@ -57,14 +58,13 @@ _SMALL_SEGMENTS = {"segment.ms": "600000", "segment.bytes": str(16 * MIB), "min.
 SPECS: dict[Topic, TopicSpec] = {
     spec.topic: spec
     for spec in (
-        TopicSpec(Topic.ACTIONS, "what agents do and report", None, compact=False, retention_ms=7 * DAY_MS),
-        TopicSpec(Topic.DECISIONS, "what the enforcer answered", None, compact=False, retention_ms=30 * DAY_MS),
+        TopicSpec(Topic.ACTIONS, "what agents do and report", None, compact=False),
+        TopicSpec(Topic.DECISIONS, "what the enforcer answered", None, compact=False),
         TopicSpec(
             Topic.CONTROL,
             "identities, policies, controls, heartbeats: the order of these is the truth",
             1,
             compact=True,
-            retention_ms=-1,
             max_message_bytes=8 * MIB,
             config=_SMALL_SEGMENTS,
         ),
@@ -73,18 +73,14 @@ SPECS: dict[Topic, TopicSpec] = {
             "what every agent has spent of its budgets",
             1,
             compact=True,
-            retention_ms=-1,
             config=_SMALL_SEGMENTS,
         ),
-        TopicSpec(
-            Topic.ALERTS, "what detectors saw and what a human was told", 1, compact=False, retention_ms=90 * DAY_MS
-        ),
+        TopicSpec(Topic.ALERTS, "what detectors saw and what a human was told", 1, compact=False),
         TopicSpec(
             Topic.DEAD,
             "what can never be processed, with the reason",
             1,
             compact=False,
-            retention_ms=90 * DAY_MS,
             max_message_bytes=16 * MIB,  # holds the raw bytes of any other topic's record, base64
         ),
     )

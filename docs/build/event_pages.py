@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from banksman import events
+from banksman.settings import Kafka
 from banksman.topics import SPECS, Topic
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "events"
@@ -66,14 +67,16 @@ def topics_page() -> str:
         "|---|---|---|---|---|---|",
     ]
     for spec in SPECS.values():
-        kept = "for ever" if spec.retention_ms < 0 else f"{spec.retention_ms // 86_400_000} days"
+        days = Kafka().days(spec.topic)
+        kept = f"{days} days (`BANKSMAN_{spec.topic.upper()}_DAYS`)" if days else "for ever"
         partitions = spec.partitions or "`BANKSMAN_PARTITIONS`"
         cleanup = "compact" if spec.compact else "delete"
         rows.append(
             f"| `banksman.{spec.topic}` | {spec.purpose} | {partitions} | {cleanup} | {kept} | {spec.max_message_bytes >> 20} MiB |"
         )
     rows.append(
-        "\nClickHouse keeps what the topics forget (`BANKSMAN_RETENTION_DAYS`). This page is made by `make docs`.\n"
+        "\nWhat a setting says of a topic holds when the topic is made; later it is changed with Kafka's own tools. ClickHouse keeps"
+        "\nwhat the topics forget (`BANKSMAN_RETENTION_DAYS`). This page is made by `make docs`.\n"
     )
     return "\n".join(rows)
 

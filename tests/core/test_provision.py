@@ -19,6 +19,28 @@ async def test_topics_are_checked(kafka_settings: Kafka, broker: Broker) -> None
         await provision.check_topics(other)
 
 
+async def test_topics_are_kept_as_long_as_the_settings_say(broker: Broker) -> None:
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    settings = broker.node.settings(topic_prefix="kept.", actions_days=2, dead_days=400)
+    await provision.create_topics(settings)
+    admin = await provision.connect_admin(settings)
+    try:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, settings.topic(topic)) for topic in Topic]
+        answers = await admin.describe_configs(resources)
+    finally:
+        await admin.close()
+    kept = {
+        resource[3].removeprefix("kept."): next(int(entry[1]) for entry in resource[4] if entry[0] == "retention.ms")
+        for answer in answers
+        for resource in answer.resources
+    }
+    day = 86_400_000
+    assert kept == {
+        "actions": 2 * day, "decisions": 30 * day, "control": -1, "limits": -1, "alerts": 90 * day, "dead": 400 * day,
+    }  # fmt: skip
+
+
 async def test_wrong_topics_are_named(broker: Broker) -> None:
     from aiokafka.admin import NewTopic
 
