@@ -398,6 +398,8 @@ class Replica(Control, tag="replica", kw_only=True, omit_defaults=True):
     address: str
     applied: int
     policies: dict[str, str] = {}
+    lease_s: Annotated[float, msgspec.Meta(gt=0)] = 1.5
+    """For how many seconds a heartbeat that came back lets it answer: whoever fences it waits as long."""
     ended: bool = False
     """Said goodbye: it answers nothing any more."""
 

@@ -34,6 +34,7 @@ class Peer:
     address: str
     applied: int
     policies: dict[str, str]
+    lease_s: float
     ended: bool
     met: float
     """When the reader met the heartbeat, on this replica's clock."""
@@ -57,7 +58,7 @@ class State:
         """Take in one verified record; True when it is more than a heartbeat."""
         if isinstance(event, Replica):
             self.peers[event.replica] = Peer(
-                event.replica, event.address, event.applied, event.policies, event.ended, now
+                event.replica, event.address, event.applied, event.policies, event.lease_s, event.ended, now
             )
             return False
         if isinstance(event, PolicyLoaded):
@@ -78,11 +79,11 @@ class State:
             return self.identities.agents.get(holder.name) is not holder
         return self.identities.operators.get(holder.name) is not holder
 
-    def live(self, now: float, lease_s: float) -> list[Peer]:
-        """The replicas whose heartbeat was met within one lease and that have not said goodbye; forgets the long gone."""
+    def live(self, now: float) -> list[Peer]:
+        """The replicas whose heartbeat was met within one lease of theirs; not who said goodbye. Forgets the long gone."""
         for name in [name for name, peer in self.peers.items() if now - peer.met > 3600 or peer.ended]:
             del self.peers[name]
-        return [peer for peer in self.peers.values() if now - peer.met <= lease_s]
+        return [peer for peer in self.peers.values() if now - peer.met <= peer.lease_s]
 
 
 class ControlReader:

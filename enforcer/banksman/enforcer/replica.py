@@ -144,6 +144,7 @@ class Replica:
             address=self.address,
             applied=self.state.applied,
             policies=told(self.policies.versions()),
+            lease_s=self.lease.length,
             ended=ended,
         )
 
@@ -222,14 +223,13 @@ class Replica:
     async def _compare(self) -> None:
         """Watch that all replicas have the same policies in force; the one with the lowest id tells."""
         await self.control.caught_up.wait()
-        await asyncio.sleep(
-            self.lease.length
-        )  # until then the last heartbeats of the dead, just read, look like new ones
+        # Until then the last heartbeats of the dead, just read, look like new ones.
+        await asyncio.sleep(max((peer.lease_s for peer in self.state.peers.values()), default=self.lease.length))
         self.policies.notice_gone()
         while True:
             await asyncio.sleep(1)
             now = self.lease.clock()
-            live = self.state.live(now, self.lease.length)
+            live = self.state.live(now)
             for project, versions in self.agreement.overdue(live, now):
                 if live and self.id == min(peer.replica for peer in live):
                     self.finding(
@@ -267,16 +267,18 @@ class Replica:
         """Return when no replica can answer without knowing what was just acknowledged at `offset` in control.
 
         -> the ids of replicas that did not say so. They are fenced: a lease that does not know of it was begun before it
-        was written, so one lease after the acknowledgement the last of them has run out. Unavailable: this replica itself
-        has not read it back; it is in force all the same.
+        was written, so one lease (theirs: their heartbeats tell how long) after the acknowledgement the last of them has
+        run out. Unavailable: this replica itself has not read it back; it is in force all the same.
         """
-        until = self.lease.clock() + self.lease.length
+        acknowledged = self.lease.clock()
         try:
             async with asyncio.timeout(READ_BACK_S):
                 await self.control.applied(offset)
         except TimeoutError:
             raise Unavailable(f"it is on record at {offset}, but was not read back within {READ_BACK_S:g} s") from None
-        asked = [peer.replica for peer in self.live()]
+        live = self.live()
+        asked = [peer.replica for peer in live]
+        until = acknowledged + max((peer.lease_s for peer in live), default=self.lease.length)
         while True:
             peers = self.state.peers
             behind = [
@@ -289,7 +291,7 @@ class Replica:
 
     def live(self) -> list[Peer]:
         """The replicas that were heard within one lease, this one included."""
-        return self.state.live(self.lease.clock(), self.lease.length)
+        return self.state.live(self.lease.clock())
 
 
 def _moment(ms: int) -> str:
