@@ -16,7 +16,7 @@ optional.
 ```yaml
 project: billing-automation
 version: 2                       # the author's own number, shown as v2
-owner: payments-team             # who answers for it; an agent may name its own
+owner: payments-team             # who answers for it; an agent may name its own (else: the owner it was enrolled with)
 mode: enforce                    # or shadow: decide and record, but answer allow
 guardrails:                      # rules for every agent of the project; an agent's own rules cannot lift them
   never: [{service: aws, actions: ["iam:*"]}, {service: postgres, actions: [drop_database]}]

@@ -162,6 +162,20 @@ def test_limits_come_from_the_policy_in_force(stand: Stand) -> None:
     assert (told["limit_usd"], told["timezone"]) == (40.0, "Europe/Berlin")
 
 
+def test_who_answers_for_an_agent_is_what_its_decisions_say(stand: Stand) -> None:
+    """The policy, for the agent before for all; where it has no word, whoever was named when the agent was enrolled."""
+    assert now(stand, "homeless")["owner"] == "ann"
+    for agents, owner in (("", "rent-team"), ('"owner":"hugo"', "hugo"), ("", "rent-team")):
+        loaded = PolicyLoaded(
+            v=1, id=uuid7(), time=rfc3339(), source="test", project="nowhere", policy_version="nowhere@v1+sha256:0123456789ab",
+            text=f'{{"agents":{{"homeless":{{{agents}}}}},"owner":"rent-team","project":"nowhere"}}', replica="r",
+        )  # fmt: skip
+        stand.desk.write(loaded)
+        until(lambda: now(stand, "homeless")["owner"] == owner)  # noqa: B023
+        listed = {one["agent"]: one["owner"] for one in stand.get("/v1/agents?project=nowhere")["agents"]}
+        assert listed == {"homeless": owner}
+
+
 def test_a_revoked_agent_is_killed_whatever_it_sent(stand: Stand) -> None:
     stand.publish(stand.action("note", "seller", "s9", text="hello"))
     revoked = AgentRevoked(

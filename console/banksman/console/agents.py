@@ -75,7 +75,7 @@ class Agents:
         else:
             state = "running" if now_ms - last_ms < RUNNING_MS else "idle"
         return {
-            "agent": name, "project": project, "owner": enrolled.owner if enrolled else None,
+            "agent": name, "project": project, "owner": self._known.owner(project, name),
             "enrolled": enrolled is not None, "state": state, "session": session,
             "last_seen": None if last_ms is None else moment_ms(last_ms), "last_kind": row.get("last_kind") or None,
             "last_decision": row.get("last_decision") or None, "last_rule": row.get("last_rule") or None,

@@ -131,8 +131,15 @@ class Known:
         loaded = self.policies.get(project or "")
         if loaded is None:
             return {}
-        found = _agents_of(loaded.text).get(agent, {}).get("budget", {})
+        found = _policy(loaded.text).get("agents", {}).get(agent, {}).get("budget", {})
         return found if isinstance(found, dict) else {}
+
+    def owner(self, project: str | None, agent: str) -> str | None:
+        """Who answers for an agent, as its decisions say: the policy in force, for the agent or for all, else its enrolment."""
+        loaded, enrolled = self.policies.get(project or ""), self.identities.agents.get(agent)
+        policy = _policy(loaded.text) if loaded is not None else {}
+        said = policy.get("agents", {}).get(agent, {}).get("owner") or policy.get("owner")
+        return said or (enrolled.owner if enrolled else None)
 
     def behind(self) -> set[tuple[str, int]]:
         """The partitions that held more than was archived when Kafka was last looked at."""
@@ -171,9 +178,9 @@ class Known:
 
 
 @lru_cache(maxsize=64)
-def _agents_of(text: str) -> dict[str, Any]:
-    """The agents of a policy's normalised text. One with 10,000 of them takes longer to parse than a question to answer."""
-    found = json.loads(text).get("agents", {})
+def _policy(text: str) -> dict[str, Any]:
+    """A policy's normalised text, read. One with 10,000 agents takes longer to parse than a question to answer."""
+    found = json.loads(text)
     return found if isinstance(found, dict) else {}
 
 

@@ -178,7 +178,8 @@ class Now:
         newest = recent[0] if recent else None
         project = newest["project"] if newest is not None and (run or enrolled is None) else None
         project = project or (enrolled.project if enrolled else None)
-        owner = enrolled.owner if enrolled else next((row["owner"] for row in recent if row["owner"]), None)
+        noted = next((row["owner"] for row in recent if row["owner"]), None)
+        owner = (noted if run else None) or self._known.owner(project, agent) or noted
         session = newest["session"] if newest else None
         budget = self._known.budget(project, agent)
         zone = _zone(budget.get("timezone", "UTC"))

@@ -23,7 +23,7 @@ REPLAY_TOKEN_ID = "replay"  # noqa: S105 - a name, no secret
 class Caller:
     """An agent that was let in, and what its requests need again and again."""
 
-    __slots__ = ("holder", "key", "limits", "mac", "name", "partition", "project", "redactor", "replay")
+    __slots__ = ("holder", "key", "limits", "mac", "name", "owner", "partition", "project", "redactor", "replay")
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Caller:
         holder: Agent | Operator,
         replay: str = "",
     ) -> None:
-        self.name, self.project = agent.name, agent.project
+        self.name, self.project, self.owner = agent.name, agent.project, agent.owner
         self.holder = holder
         """Whose token it was: the agent's own, or in a replay the admin's."""
         self.replay = replay

@@ -315,6 +315,6 @@ def _record(caller: Caller, question: Question, asked: str, verdict: Verdict, he
         record["policy"], record["policy_version"] = ruling.policy, ruling.policy_version
     if ruling.shadow is not None:
         record["shadow"] = ruling.shadow
-    if ruling.owner is not None:
-        record["owner"] = ruling.owner
+    if owner := ruling.owner or caller.owner:  # the policy's word, else that of whoever enrolled the agent
+        record["owner"] = owner
     return record
