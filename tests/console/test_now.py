@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -189,8 +190,11 @@ def test_a_revoked_agent_is_killed_whatever_it_sent(stand: Stand) -> None:
 
 def test_a_copy_of_what_is_long_over_is_no_news(stand: Stand) -> None:
     """Whoever can write to Kafka appends a genuine call of the day before yesterday again, signature and all."""
-    call = stand.action("tool.call", "older", "o1", **PUSH)
-    result = stand.action("tool.result", "older", "o1", call=call["id"], parent=call["id"], status="ok")
+    then = int(time.time() * 1000) - 2 * 86_400_000
+    call = stand.action("tool.call", "older", "o1", id=uuid7(then), **PUSH)
+    result = stand.action(
+        "tool.result", "older", "o1", id=uuid7(then + 5), call=call["id"], parent=call["id"], status="ok"
+    )
     stand.publish(call, result)
     clickhouse = stand.archive.clickhouse
     table, store = f"`{clickhouse.clickhouse_database}`.events", Store(clickhouse, reader=False)
