@@ -78,9 +78,13 @@ refused.
 ## One spelling
 
 What has more than one spelling is not matched but denied, reason `not_canonical`; nothing is repaired. Refused in all four
-fields: control and invisible characters, text that is not in Unicode's form NFC, `%` escapes, backslashes, the empty text. In
-resources and branches: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an
-empty sixth, and `.` or `..` segments in it. In hosts: upper case, empty labels, a trailing dot, user names, a scheme's own port.
+fields: control and invisible characters, text that is not in Unicode's form NFC, `%` escapes, backslashes, white space at an
+end, the empty text. In resources and branches: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN:
+fewer than six parts, an empty sixth, and `.` or `..` segments in it. In hosts: upper case, empty labels, a trailing dot, user
+names, a query right behind the host, wildcards (in what is asked; patterns have them), a scheme's own port, a port with a
+leading zero, an IP address in another form than its usual one (`0xa9fea9fe`, `[::ffff:a9fe:a9fe]`), a URL without its `//`
+(`http:acme.example`). In branches: what git takes for another way to name one (`refs/heads/main`, `heads/main`, `HEAD`, `@`,
+`HEAD:main`, `+main`, `main~0`, `main@{0}`), and wildcards in what is asked.
 A pattern that names such a spelling is refused when the file is loaded, because it would never match.
 """
 

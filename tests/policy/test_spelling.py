@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from banksman.policy.normal import (
     PLAIN_ARN,
+    PLAIN_BRANCH,
     PLAIN_PATH,
     bad_branch,
     bad_resource,
@@ -50,6 +51,19 @@ BAD = [
     ("http", "api.acme.example./v1", "trailing dot"), ("http", ".acme.example", "empty labels"),
     ("aws", "arn:aws:s3", "six parts"), ("aws", "arn:", "six parts"), ("aws", "arn:aws:s3:::", "six parts"),
     ("aws", "arn:aws:s3:::..", ". or .. segment"), ("aws", "arn:aws:s3:::b/../k", ". or .. segment"),
+    ("web", "https://evil.example?.acme.example/x", "a query"), ("http", "evil.example?.acme.example/x", "a query"),
+    ("web", "https://*.acme.example/x", "lower case"), ("http", "*", "lower case"), ("http", "**", "lower case"),
+    ("web", "http://2852039166/x", "IP address"), ("web", "http://0xa9fea9fe/x", "IP address"),
+    ("web", "http://169.254.43518/x", "IP address"), ("web", "http://0251.254.169.254/x", "IP address"),
+    ("web", "http://169.254.169.254.1/x", "IP address"), ("http", "127.1:8080/x", "IP address"),
+    ("web", "http://[0:0:0:0:0:0:0:1]/x", "IP address"), ("web", "http://[::0001]:8/x", "IP address"),
+    ("web", "http://[::ffff:a9fe:a9fe]/x", "IP address"), ("web", "http://[::ffff:169.254.169.254]/x", "IP address"),
+    ("web", "http://acme.example:080/x", "plain number"), ("web", "http://acme.example:/x", "plain number"),
+    ("web", "http:acme.example/x", "without its //"), ("web", "HTTPS:/acme.example/x", "without its //"),
+    ("files", "file:/etc/passwd", "without its //"), ("files", "/etc/passwd ", "white space"),
+    ("git", "acme/billing\u00a0", "white space"), ("git", " acme/billing", "white space"),
+    ("git", "acme/bill\u3164ing", "U+3164"), ("git", "acme/billing\ufe0f", "U+FE0F"), ("git", "a\u034fb", "U+034F"),
+    ("aws", "arn:aws:s3:::b/k ", "white space"),
     ("aws", "arn:aws:s3:::b/%2e", "% escape"), ("aws", "arn:aws:s3:::b\\k", "backslash"),
 ]  # fmt: skip
 
@@ -75,13 +89,53 @@ pieces = st.lists(
 texts = pieces | st.text(max_size=12)
 
 
+BRANCHES = [
+    "main",
+    "feature/a",
+    "release/1.2",
+    "v1.0",
+    "x-1",
+    "fix/#12",
+    "a+b",
+    "@scope/x",
+    "dependabot/npm_and_yarn/@types/node-1",
+]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_by_its_name(branch: str) -> None:
+    assert bad_branch(branch) is None
+    assert bad_branch(branch, pattern=True) is None
+
+
+@pytest.mark.parametrize(
+    "branch",
+    ["refs/heads/main", "heads/main", "HEAD:main", "x:main", ":main", "+main", "-main", "/main", "main ", "main~0", "main^0",
+     "main@{0}", "@", "HEAD", "ma in", "ma[i]n", "*", "feature/*", "mai?"],
+)  # fmt: skip
+def test_a_branch_by_another_name(branch: str) -> None:
+    """git would understand each of these, and some of them as main."""
+    assert bad_branch(branch)
+    assert not PLAIN_BRANCH(branch)
+
+
+@pytest.mark.parametrize(
+    ("service", "pattern"),
+    [("http", "*"), ("http", "**"), ("http", "*.acme.example/**"), ("web", "https://*.acme.example:*/**"), ("web", "https://**"),
+     ("web", "http://10.*.*.*/**"), ("web", "http://169.254.169.254/**"), ("web", "http://acme.example:8???/x")],
+)  # fmt: skip
+def test_patterns_of_hosts_have_wildcards(service: str, pattern: str) -> None:
+    assert bad_resource(service, pattern, pattern=True) is None
+    assert bad_branch("feature/**", pattern=True) is None
+
+
 @given(texts)
 @settings(max_examples=2000, deadline=None)
 def test_what_is_plain_is_in_its_one_spelling(text: str) -> None:
     for service in ("git", "aws", "http"):
         if plain_resource(service)(text):
             assert bad_resource(service, text) is None
-    if PLAIN_PATH(text):
+    if PLAIN_BRANCH(text):
         assert bad_branch(text) is None
     if PLAIN_ARN(text):
         assert text.startswith("arn:")
@@ -93,7 +147,7 @@ def test_what_is_accepted_is_normal_and_its_segments_are_real(text: str) -> None
     if bad_text(text) is None:
         assert unicodedata.normalize("NFC", text) == text
         assert not any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in text)
-    if bad_branch(text) is None and text != "/":
+    if bad_branch(text) is None:
         assert all(segment not in {"", ".", ".."} for segment in text.removeprefix("/").split("/"))
 
 

@@ -23,7 +23,7 @@ from banksman.policy.normal import (
     MAX_BRANCH,
     MAX_RESOURCE,
     MAX_SERVICE,
-    PLAIN_PATH,
+    PLAIN_BRANCH,
     bad_branch,
     bad_resource,
     bad_text,
@@ -90,7 +90,7 @@ class CompiledPolicy:
             wrong = _refused(resource, MAX_RESOURCE, bad_resource(service, resource[: MAX_RESOURCE + 1]))
             if wrong is not None:
                 return Verdict(refuse(self.policy, agent, wrong), service, action, resource, branch)
-        if branch is not None and (len(branch) > MAX_BRANCH or not PLAIN_PATH(branch)):
+        if branch is not None and (len(branch) > MAX_BRANCH or not PLAIN_BRANCH(branch)):
             wrong = _refused(branch, MAX_BRANCH, bad_branch(branch[: MAX_BRANCH + 1]))
             if wrong is not None:
                 return Verdict(refuse(self.policy, agent, wrong), service, action, resource, branch)

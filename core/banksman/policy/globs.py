@@ -47,9 +47,9 @@ class _Wild(enum.Enum):
 def bad_pattern(custom: Custom, service: str, pattern: str) -> str | None:
     """What is wrong with a pattern, in words that follow it; None when nothing is."""
     if custom is Custom.RESOURCE:
-        wrong = bad_resource(service, pattern)
+        wrong = bad_resource(service, pattern, pattern=True)
     else:
-        wrong = bad_branch(pattern) if custom is Custom.BRANCH else bad_text(pattern)
+        wrong = bad_branch(pattern, pattern=True) if custom is Custom.BRANCH else bad_text(pattern)
     if wrong:
         return f"{wrong}: it would never match, since such operations are denied as not_canonical"
     if pattern.startswith("!"):

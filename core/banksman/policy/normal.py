@@ -4,15 +4,18 @@ A pattern is only worth something if the thing it names can be written in one wa
 repaired `a/../b` is the start of every traversal); what is not in its one spelling is not matched but denied. The
 single exception is what the service itself folds: the case of AWS actions.
 
-What is refused, in all four fields: control and invisible characters (Unicode Cc, Cf, Cs, Zl, Zp), text that is not
-NFC, `%` escapes, backslashes, the empty string. In resources and branches, read as paths: empty, `.` and `..`
-segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an empty sixth part, and in the sixth
-part, whose keys are opaque, only `.` and `..` segments. In the host of a URL (`https://…`) or of a resource of the
-service `http`: upper case, empty labels, a trailing dot, user names.
+What is refused, in all four fields: control and invisible characters (Unicode Cc, Cf, Cs, Zl, Zp, and what fonts do not
+draw), text that is not NFC, `%` escapes, backslashes, white space at an end, the empty string. In resources and branches,
+read as paths: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an empty
+sixth part, and in the sixth part, whose keys are opaque, only `.` and `..` segments. In the host of a URL (`https://…`) or of
+a resource of the service `http`: upper case, empty labels, a trailing dot, user names, a query, wildcards in what is asked
+(a pattern may have them), IP addresses and ports that are not written as everybody writes them. In branches: what git
+takes for a way to name another one (`refs/heads/main`, `HEAD`, `HEAD:main`, `+main`, `main~0`).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import unicodedata
 from typing import TYPE_CHECKING
@@ -34,18 +37,30 @@ HOST_SERVICES = frozenset({"http"})
 
 _ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})").search
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_NOT_DRAWN = re.compile(  # letters and marks that Unicode calls Default_Ignorable_Code_Point
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+).search
 _DOTS = re.compile(r"(?:^|/)\.\.?(?:/|$)").search
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
-_HOST = re.compile(r"(?!.*(?:\.\.|\.(?::|$)))(?!\.)[a-z0-9_.*?-]+(?::[0-9*?]+)?|\[[0-9a-f:.]+\](?::[0-9]+)?").fullmatch
+_ALMOST_URL = re.compile(r"(?i)(?:https?|wss?|ftp|file):(?!//)").match
+_NAME = r"(?!\.)(?!.*(?:\.\.|\.(?::|$)))[a-z0-9_.{wild}-]+"
+_HOST = re.compile(rf"(?:{_NAME.format(wild='')}|\[[0-9a-f:.]+\])(?::[1-9][0-9]{{0,4}})?").fullmatch
+_HOST_PATTERN = re.compile(
+    rf"{_NAME.format(wild='*?')}(?::[1-9*?][0-9*?]{{0,4}})?|\[[0-9a-f:.]+\](?::[1-9][0-9]{{0,4}})?"
+).fullmatch
+_NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+").fullmatch
+_REVISION = re.compile(r"[ ~^:]|@\{|^[-+/]|^(?:@|HEAD)$|^(?:refs|heads)/").search
 _DEFAULT_PORT = {"https": ":443", "http": ":80"}
 
 # What is certainly in its one spelling, in one pass over plain ASCII; whatever these do not match is looked at slowly.
 # Possessive (`*+`): they never go back, so a long value costs its length and no more.
 _SEGMENT = r"[A-Za-z0-9_@+=,~#:$(][A-Za-z0-9_.@+=,~#:$() -]*+"
-PLAIN_PATH = re.compile(rf"/?(?!arn:){_SEGMENT}(?:/{_SEGMENT})*+").fullmatch
+PLAIN_PATH = re.compile(rf"/?(?!(?i:arn|https?|wss?|ftp|file):){_SEGMENT}(?:/{_SEGMENT})*+(?<! )").fullmatch
+_PART = r"[A-Za-z0-9_=,#$(][A-Za-z0-9_.=,#$()-]*+"
+PLAIN_BRANCH = re.compile(rf"(?!refs/|heads/|HEAD\Z){_PART}(?:/{_PART})*+").fullmatch
 PLAIN_ARN = re.compile(
     r"arn:[a-z0-9-]*+:[a-z0-9-]*+:[a-z0-9-]*+:[a-z0-9]*+:[A-Za-z0-9_@+=:$-]"
-    r"[A-Za-z0-9_.@+=,~:$ -]*+(?:/++[A-Za-z0-9_@+=:$-][A-Za-z0-9_.@+=,~:$ -]*+)*+"
+    r"[A-Za-z0-9_.@+=,~:$ -]*+(?:/++[A-Za-z0-9_@+=:$-][A-Za-z0-9_.@+=,~:$ -]*+)*+(?<! )"
 ).fullmatch
 _never_plain = re.compile(r"(?!)").fullmatch
 
@@ -70,17 +85,21 @@ def bad_text(text: str) -> str | None:
         for char in text:
             if unicodedata.category(char) in _INVISIBLE:
                 return f"holds U+{ord(char):04X}, a control or invisible character"
+        if found := _NOT_DRAWN(text):
+            return f"holds U+{ord(found[0]):04X}, a control or invisible character"
         if not unicodedata.is_normalized("NFC", text):
             return "is not in Unicode's normal form C"
     if "\\" in text:
         return "holds a backslash"
     if "%" in text and _ESCAPE(text):
         return "holds a % escape"
+    if text[0].isspace() or text[-1].isspace():
+        return "begins or ends with white space"
     return None
 
 
-def bad_resource(service: str, resource: str) -> str | None:
-    """What is wrong with a resource (or a pattern of resources), or None."""
+def bad_resource(service: str, resource: str, *, pattern: bool = False) -> str | None:
+    """What is wrong with a resource, or None. `pattern`: with one that stands in a policy, so `*` and `?` are wildcards."""
     wrong = bad_text(resource)
     if wrong:
         return wrong
@@ -88,15 +107,22 @@ def bad_resource(service: str, resource: str) -> str | None:
         return _bad_arn(resource)
     url = _URL(resource)
     if url:
-        return _bad_url(url[1], resource[url.end() :])
-    if service in HOST_SERVICES and resource not in {"*", "**"}:
-        return _bad_url("", resource)
+        return _bad_url(url[1], resource[url.end() :], pattern=pattern)
+    if _ALMOST_URL(resource):
+        return "is a URL without its //"
+    if service in HOST_SERVICES and not (pattern and resource in {"*", "**"}):
+        return _bad_url("", resource, pattern=pattern)
     return _bad_path(resource)
 
 
-def bad_branch(branch: str) -> str | None:
-    """What is wrong with a branch (or a pattern of branches), or None."""
-    return bad_text(branch) or _bad_path(branch)
+def bad_branch(branch: str, *, pattern: bool = False) -> str | None:
+    """What is wrong with a branch (`pattern`: with a pattern of branches), or None."""
+    wrong = bad_text(branch) or _bad_path(branch)
+    if not wrong and _REVISION(branch):
+        wrong = "is another way than its plain name to say which branch"
+    if not wrong and not pattern and any(char in branch for char in "*?["):
+        wrong = "holds a wildcard, and names more than one branch"
+    return wrong
 
 
 def _bad_path(path: str) -> str | None:
@@ -119,14 +145,41 @@ def _bad_arn(arn: str) -> str | None:
     return None
 
 
-def _bad_url(scheme: str, rest: str) -> str | None:
+def _bad_url(scheme: str, rest: str, *, pattern: bool) -> str | None:
     if scheme != scheme.lower():
         return "has a scheme in upper case"
     host, slash, _ = rest.partition("/")
     if host or scheme not in {"", "file"}:
         port = _DEFAULT_PORT.get(scheme)
-        if host != "**" and not _HOST(host):
-            return "has a host that is not in lower case and without empty labels, user names or a trailing dot"
+        if not (pattern and host == "**") and not (_HOST_PATTERN if pattern else _HOST)(host):
+            return (
+                "has a host that is not in lower case and without empty labels, user names, a query or a trailing dot, "
+                "or a port that is no plain number"
+            )
         if port and host.endswith(port):
             return f"names the port that {scheme} has anyway"
+        if _bad_address(host):
+            return "has an IP address that is not in its usual form"
     return _bad_path(rest) if slash else None
+
+
+def _bad_address(host: str) -> bool:
+    """Whether a host, with or without a port, is an IP address in another form than its usual one.
+
+    `2852039166`, `0xa9fea9fe`, `169.254.43518` and `[::ffff:a9fe:a9fe]` all lead to 169.254.169.254. As in a browser, what
+    ends in a number is an IPv4 address.
+    """
+    if host.startswith("["):
+        text = host[1 : host.index("]")]
+        try:
+            address = ipaddress.IPv6Address(text)
+        except ValueError:
+            return True
+        return address.ipv4_mapped is not None or str(address) != text
+    name = host.partition(":")[0]
+    if "*" in name or "?" in name or not _NUMBER(name.rpartition(".")[2]):
+        return False
+    try:
+        return str(ipaddress.IPv4Address(name)) != name
+    except ValueError:
+        return True
