@@ -164,8 +164,8 @@ def address_of(opened: socket.socket, listener: Listener) -> str:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on the head of a request and on the time that a request takes to come, our own form of a
-    400, and its flow control in the scope.
+    """uvicorn's, with bounds on the head and the trailer of a request and on the time that a request takes to come, our
+    own form of a 400, and its flow control in the scope. What stands in a trailer never counts as a header.
 
     `scope["flow"]`: a last check before an answer must not be followed by a wait for a slow reader, so who makes one
     waits for the flow first.
@@ -174,6 +174,7 @@ class _Protocol(HttpToolsProtocol):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None before the first request
     _in_head = False
     _head_bytes = 0
+    _idle_bytes = 0
     _fed = 0
     _owed = 0
     _continued = False
@@ -192,7 +193,19 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["flow"] = self.flow  # type: ignore[typeddict-unknown-key]
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._idle_bytes = True, 0, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        # What stands in a trailer is thrown away: nobody in front of us has looked at it as at a head.
+
+    def on_chunk_header(self) -> None:
+        self._idle_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -204,6 +217,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._idle_bytes = 0
         if self.parser.should_upgrade() and not self._owed and self._not_upgraded():
             return
         if self._slow is not None:
@@ -239,8 +253,11 @@ class _Protocol(HttpToolsProtocol):
             if self._owed:
                 data = self._hand_over(data)
                 continue
+            before = self._idle_bytes = self._idle_bytes + 1
             try:
                 self.parser.feed_data(data)
+                if self._idle_bytes == before:  # no callback set it to 0: all of it is a chunk's head, or a trailer
+                    self._idle_bytes += len(data)
             except httptools.HttpParserError:
                 self.send_400_response("Invalid HTTP request received.")
             except httptools.HttpParserUpgrade as offer:
@@ -254,6 +271,9 @@ class _Protocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._too_large()
                 return
+        elif self._idle_bytes > MAX_HEAD_BYTES and not self._in_head:
+            self._too_large("trailer")
+            return
         cycle = self.cycle
         if (
             self._in_head or (cycle is not None and cycle.more_body and not cycle.response_complete)
@@ -275,8 +295,8 @@ class _Protocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _too_large(self) -> None:
-        self._refuse(problem(431, f"the head of the request is larger than {MAX_HEAD_BYTES} bytes"))
+    def _too_large(self, part: str = "head") -> None:
+        self._refuse(problem(431, f"the {part} of the request is larger than {MAX_HEAD_BYTES} bytes"))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(problem(400, msg.rstrip(".")))

@@ -130,6 +130,52 @@ def test_the_head_has_bounds(shop: Shop) -> None:
     assert shop.decide().status == 200
 
 
+def chunked(shop: Shop, *more: str, token: bool = True) -> bytes:
+    lines = ["POST /v1/decide HTTP/1.1", "Content-Type: application/json", "Transfer-Encoding: chunked", *more]
+    lines += [f"Authorization: Bearer {shop.desk.agents['buyer'].token}"] if token else []
+    return "\r\n".join(lines).encode() + b"\r\n\r\n%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+
+def test_a_trailer_is_no_head(shop: Shop) -> None:
+    """A proxy that decides by the head (whose token, which Host, no replay) does not look into what follows the body."""
+    bearer = f"Authorization: Bearer {shop.desk.agents['buyer'].token}\r\n".encode()
+    with connected(shop) as client:
+        client.sendall(chunked(shop, "Host: localhost", token=False) + bearer + b"\r\n")
+        assert answers(client, 1)[0][0] == 401
+    with connected(shop) as client:
+        client.sendall(chunked(shop) + b"Host: localhost\r\n\r\n")
+        assert answers(client, 1)[0][0] == 400
+    with connected(shop) as client:
+        late = b"Banksman-Replay: r1\r\nHost: evil.example\r\n\r\n"
+        client.sendall(chunked(shop, "Host: localhost") + late + request(shop))
+        assert [status for status, _ in answers(client, 2)] == [200, 200]
+
+
+@pytest.mark.parametrize("endless", [b"A: b\r\n" * 10_000, b"A" * 60_000, b"A: " + b"b" * 60_000])
+def test_a_trailer_has_bounds(shop: Shop, endless: bytes) -> None:
+    with connected(shop) as client:
+        client.sendall(chunked(shop, "Host: localhost"))
+        data = b""
+        with suppress(OSError):  # it is closed meanwhile
+            for _ in range(40):
+                client.sendall(endless)
+        with suppress(ConnectionResetError):
+            data = client.recv(65536)
+        assert data[:13] in (b"HTTP/1.1 431 ", b"")
+        with suppress(ConnectionResetError):
+            while client.recv(65536):
+                pass  # a connection that stays open keeps this here until the client's own timeout
+    assert shop.decide().status == 200
+
+
+def test_many_small_chunks_are_no_trailer(shop: Shop) -> None:
+    text = json.dumps(PUSH | {"args": {"text": "x" * 40_000}}).encode()
+    head = chunked(shop, "Host: localhost").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    with connected(shop) as client:
+        client.sendall(head + b"".join(b"1\r\n%c\r\n" % byte for byte in text) + b"0\r\n\r\n")
+        assert answers(client, 1)[0][0] == 200
+
+
 def test_large_bodies_do_not_count_as_head(shop: Shop) -> None:
     """A body and the next request's head may come in the same piece."""
     large = json.dumps(PUSH | {"args": {"text": "x" * 200_000}}).encode()
