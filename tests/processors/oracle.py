@@ -55,6 +55,7 @@ def row(record: Any, received_ms: int, topic: Topic, full_topic: str, verifier: 
     headers = dict(record.headers)
     verified = (
         may_write(author, topic, kind=kind, project=project, agent=agent)
+        and (bool(author and author.service) or not headers.get("banksman-replay"))
         and headers.get("ce_id") == event.id.encode()
         and headers.get("ce_type") == f"banksman.{kind}".encode()
         and (topic not in (Topic.ACTIONS, Topic.DECISIONS) or record.key == (agent or "").encode())

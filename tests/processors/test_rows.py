@@ -183,6 +183,24 @@ def test_what_a_record_becomes_does_not_depend_on_its_neighbours(given_: tuple[T
     assert (rows, dead) == together
 
 
+def test_an_agent_cannot_pass_off_what_it_does_as_a_replay() -> None:
+    """Replays are nobody's present: `now`, findings and the live views leave them out. Only the enforcer says what is one."""
+    event = msgspec.to_builtins(sample("note"))
+    rows, _ = made(
+        [
+            signed(event, Topic.ACTIONS, 1, by="agent", replay="run-1"),
+            signed(event, Topic.ACTIONS, 2, by="service", replay="run-1"),
+            signed(event, Topic.ACTIONS, 3, by="agent"),
+        ],
+        Topic.ACTIONS,
+    )
+    assert [(rows[n]["verified"], rows[n].get("replay")) for n in (1, 2, 3)] == [
+        (False, None),
+        (True, "run-1"),
+        (True, None),
+    ]
+
+
 def test_one_bad_record_among_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunk of the bad one takes the slow way; all rows are there, in order, and the letter says which field."""
     monkeypatch.setattr(decoding, "CHUNK", 100)

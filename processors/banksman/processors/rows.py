@@ -229,6 +229,7 @@ class RowMaker:
                     may[asked] = may_write(author, topic, kind=kind, project=project, agent=agent)
                 counts = (
                     may[asked]
+                    and (not replay or author.service != "")  # no agent hides what it does as history
                     and said_id == id_.encode()
                     and said_type == ce_type
                     and (not keyed or record.key == (agent or "").encode())
