@@ -132,12 +132,18 @@ SECRETS: tuple[Rule, ...] = (
     _rule("npm-token", r"\bnpm_[A-Za-z0-9]{36}\b"),
     _rule("banksman-token", r"\bbm[ao]_[0-9a-f]{16}_[A-Za-z0-9_-]{40,}(?:\.[A-Za-z0-9_-]{20,})?"),
     _rule("jwt", r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{5,}"),
-    _rule("url-password", r"://[^\s:/@]{1,64}:([^\s@/]{3,200})@", 1),
+    _rule("url-password", r"://[^\s:/@]{0,64}:([^\s@/]{3,200})@", 1),
     _rule("bearer", r"(?i)\b(?:bearer|basic)\s+([A-Za-z0-9._~+/=-]{16,})", 1),
     _rule(
         "assigned-secret",
-        r"(?i)(?:passwd|password|secret|api[_-]?key|access[_-]?token|auth[_-]?token)[\w.-]{0,20}[\"']?\s{0,3}[:=]\s{0,3}"
-        r"[\"']?([^\s\"',;&\[\]]{6,200})",
+        # backslashes: of JSON inside JSON
+        r"(?i)(?:passwd|password|secret|api[_-]?key|access[_-]?token|auth[_-]?token)[\w.-]{0,20}\\{0,4}[\"']?\s{0,3}[:=]\s{0,3}"
+        r"\\{0,4}[\"']?([^\s\"',;&\[\]]{6,200})",
+        1,
+    ),
+    _rule(
+        "flag-secret",
+        r"(?i)(?:^|\s)--?(?:[a-z]{1,20}-)?(?:password|passwd|secret|api-?key|token)\s{1,3}[\"']?([^\s\"'\[\]-][^\s\"'\[\]]{5,200})",
         1,
     ),
 )
@@ -167,8 +173,8 @@ _GATE = _gate(SECRETS + PERSONAL)
 _SECRET_GATE = _gate(SECRETS)
 
 _SENSITIVE_KEY = re.compile(
-    r"(?:.*[_.-])?(?:password|passwd|pwd|secret|api[_-]?key|authorization|cookie|set-cookie|private[_-]?key|"
-    r"(?:access|auth|refresh|id|session)[_-]?token)",
+    r"(?:.*[_.-]|.*[a-z0-9](?=(?-i:[A-Z])))?(?:password|passwd|passphrase|pwd|secret|api[_-]?key|authorization|cookie|set-cookie|private[_-]?key|"
+    r"(?:access|auth|bearer|bot|refresh|id|session)[_-]?token)|token",
     re.IGNORECASE,
 ).fullmatch
 
@@ -176,6 +182,12 @@ _SENSITIVE_KEY = re.compile(
 @lru_cache(maxsize=4096)
 def _sensitive_key(name: str) -> bool:
     return len(name) <= 64 and bool(_SENSITIVE_KEY(name))
+
+
+def _names_a_secret(pair: dict[str, Any]) -> bool:
+    """Whether this is `{"name": "DB_PASSWORD", "value": …}`, as environments and headers are often written."""
+    name = pair.get("name", pair.get("key"))
+    return type(name) is str and _sensitive_key(name)
 
 
 def _certainly_clean(event: dict[str, Any]) -> bool:
@@ -203,6 +215,8 @@ def _collect(value: Any, texts: list[str]) -> bool:
             texts.append(value)
         return len(value) <= MAX_TEXT
     if type(value) is dict:
+        if "value" in value and _names_a_secret(value):
+            return False
         for key, item in value.items():
             if _sensitive_key(key):
                 return False
@@ -271,10 +285,12 @@ class Redactor:
             return self._text(value, path, found, gate, rules) if len(value) > 5 else value
         if isinstance(value, dict):
             made: dict[str, Any] = {}
+            hidden = "value" in value and _names_a_secret(value)
             for key, item in value.items():
                 name = self._text(key, path, found, gate, rules) if len(key) > 5 else key
                 here = f"{path}/{name}"
-                if len(name) <= 64 and _SENSITIVE_KEY(name) and not isinstance(item, bool) and item not in ("", None):
+                secret = (hidden and key == "value") or (len(name) <= 64 and _SENSITIVE_KEY(name))
+                if secret and not isinstance(item, bool) and item not in ("", None):
                     made[name] = self._hidden(item, here, found)
                 else:
                     made[name] = self._walk(item, here, found, gate, rules)

@@ -29,6 +29,7 @@ PLANTED = {
     "url-password": "hunter2hunter2",
     "bearer": "abcdefghijklmnop1234",
     "assigned-secret": "correcthorsebattery",
+    "flag-secret": "correct-horse-battery",
     "private-key": "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7bq\n-----END RSA PRIVATE KEY-----",
     "email": "ann.lee@acme.example",
     "iban": "DE89 3704 0044 0532 0130 00",
@@ -39,6 +40,7 @@ AROUND = {
     "url-password": "postgres://app:{}@db/x",
     "bearer": "Authorization: Bearer {}",
     "assigned-secret": "password={}",
+    "flag-secret": "deploy --db-password {}",
 }
 TRAPS = [
     "git@github.com:acme/billing.git",
@@ -51,6 +53,8 @@ TRAPS = [
     "the password was changed yesterday",
     "000-12-3456 and 900-12-3456 are no numbers of people",
     "tokens: 123456, basic auth is off",
+    "deploy --token --verbose and --password -v",
+    "http://10.0.0.1:8080/x@y",
 ]
 
 
@@ -62,6 +66,39 @@ def test_what_is_planted_is_found_and_gone(kind: str, inside: str) -> None:
     made, found = R.value({"deep": [{"text": text}]})
     assert secret not in json.dumps(made, ensure_ascii=False).replace("\\n", "\n")
     assert found == [f"/deep/0/text {kind}"], made
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"clientSecret": "hunter2x"},
+        {"dbPassword": "hunter2x"},
+        {"passphrase": "hunter2x"},
+        {"token": "hunter2x"},
+        {"env": [{"name": "DB_PASSWORD", "value": "hunter2x"}]},
+        {"headers": [{"key": "Authorization", "value": "hunter2x"}]},
+        {"url": "redis://:hunter2x@cache:6379/0"},
+        {"body": r"{\"password\":\"hunter2x\"}"},
+        {"cmd": "login --user ann --password hunter2x"},
+    ],
+    ids=str,
+)
+def test_secrets_by_their_place(value: object) -> None:
+    made, found = R.value(value)
+    assert "hunter2x" not in json.dumps(made)
+    assert len(found) == 1
+    assert R.value(made) == (made, [])
+    event = {"kind": "note", "text": "x", "args": value}
+    assert "hunter2x" not in json.dumps(R.event(event))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"max_tokens": 12}, {"tokens": "many"}, {"broken": "x" * 9}, {"name": "region", "value": "eu-west-1"}],
+    ids=str,
+)
+def test_names_that_only_look_like_it(value: object) -> None:
+    assert R.value(value) == (value, [])
 
 
 @pytest.mark.parametrize("text", TRAPS)
