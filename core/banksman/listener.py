@@ -16,6 +16,7 @@ import contextlib
 import ipaddress
 import logging
 import re
+import resource
 import socket
 import sys
 from http import HTTPStatus
@@ -44,6 +45,7 @@ MAX_HEADERS = 100
 MAX_HEAD_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75
 READ_WITHIN_S = 60  # a request, head and body: connections and memory are not for those who dawdle
+KEPT_FILES = 256  # file descriptors that connections may not have: a process without them loses Kafka and its policies
 GRACE_S = 5  # how long open requests may take to end when the process is told to stop
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _SINGLE = (b"host", b"origin", b"authorization", b"content-type", b"content-length", b"content-encoding")
@@ -163,6 +165,12 @@ def address_of(opened: socket.socket, listener: Listener) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def most_connections() -> int:
+    """How many connections a listener holds at once; one more is cut at once. The rest of the process needs files, too."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if files == resource.RLIM_INFINITY else max(files - KEPT_FILES, files // 2)
+
+
 class _Protocol(HttpToolsProtocol):
     """uvicorn's, with bounds on the head and the trailer of a request and on the time that a request takes to come, our
     own form of a 400, and its flow control in the scope. What stands in a trailer never counts as a header.
@@ -182,6 +190,9 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.abort()
+            return
         self._keep_alive()  # who connects and says nothing is let go like who has nothing more to say
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -309,5 +310,45 @@ async def test_who_dawdles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
         with suppress(OSError):
             await writer.wait_closed()
     finally:
+        stop.set()
+        await serving
+
+
+async def test_connections_leave_the_process_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who opens connections and says nothing must not take the descriptors that Kafka and policies need."""
+    assert listener.most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    monkeypatch.setattr(listener, "most_connections", lambda: 3)
+
+    async def here(_asked: Any) -> PlainTextResponse:
+        return PlainTextResponse("here")
+
+    access = settings.Listener()
+    opened = listener.open_socket("127.0.0.1", 0, access, setting="x")
+    port, stop = opened.getsockname()[1], asyncio.Event()
+    app = routed([Route("/", here)])
+    serving = asyncio.create_task(listener.serve(app, opened, host="127.0.0.1", listener=access, stop=stop))
+    asked = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    everybody: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    try:
+        await eventually(lambda: opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        everybody += [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        async with asyncio.timeout(10):
+            everybody.append(await asyncio.open_connection("127.0.0.1", port))
+            reader, writer = everybody[-1]
+            with suppress(ConnectionError):
+                writer.write(asked)
+                assert await reader.read() == b""
+            reader, writer = everybody[0]  # who is in is answered
+            writer.write(asked)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            everybody.append(await asyncio.open_connection("127.0.0.1", port))  # and its place is free again
+            reader, writer = everybody[-1]
+            writer.write(asked)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for _, writer in everybody:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         stop.set()
         await serving
