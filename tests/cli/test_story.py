@@ -96,6 +96,18 @@ def test_sessions(operator: Shell, scribe: Scribe) -> None:
     assert operator("sessions", "--json").json["sessions"][0] == listed()
 
 
+def test_who_goes_on_after_the_end_is_not_called_an_error(operator: Shell, scribe: Scribe) -> None:
+    """A session that ended with an error and wrote again: `running (error)` said neither."""
+    scribe.on["GET /v1/sessions"] = Reply(
+        {"sessions": [listed(state="running", status="error")], "next": None, "took_ms": 1}
+    )
+    assert "running (error)" not in operator("sessions").out
+    told = canned.session(*canned.story())
+    told["header"] |= {"state": "running", "status": "error", "error": "ValueError: no"}
+    scribe.on[STORY] = Reply(told)
+    assert "running, again after it had ended (error): ValueError: no" in operator("session", "s1").out
+
+
 def test_sessions_by_the_page(operator: Shell, scribe: Scribe) -> None:
     def page(handler: Handler) -> Reply:
         number = handler.path.count("cursor=c")

@@ -44,6 +44,18 @@ def test_a_session_is_told_in_order(stand: Stand) -> None:
     assert (told["gaps"], told["repeats"], told["next"], header["missing"]) == ([], [], None, 0)
 
 
+def test_one_wrong_clock_does_not_make_a_session_a_century_long(stand: Stand) -> None:
+    stand.publish(
+        stand.action("session.started", "old", "o1"),
+        stand.action("note", "old", "o1", text="x") | {"time": "1900-01-01T00:00:00.000000Z"},
+        stand.action("note", "old", "o1", text="y"),
+    )
+    told = stand.get("/v1/sessions/o1")
+    assert [step["late"] for step in told["steps"]].count("skew") == 1
+    assert told["header"]["late"] == 1
+    assert told["header"]["duration_s"] < 60
+
+
 def test_the_list_has_the_same_numbers(stand: Stand) -> None:
     stand.publish(*(stand.action("note", "lister", f"l{n}", text="x") for n in range(5)))
     page = stand.get("/v1/sessions?agent=lister&limit=2")

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(one: Mapping[str, Any], *, replays: bool) -> tuple[object, ...]:
-    state = one["state"] + (" (error)" if one["status"] == "error" else "")
+    state = one["state"] + (" (error)" if one["status"] == "error" and one["state"] in ("ended", "killed") else "")
     cost = words.money(one["cost_usd"]) + (f" +{one['unpriced_calls']} unpriced" if one["unpriced_calls"] else "")
     return (
         one["session"], one["agent"], one["project"], state, show.moment(one["last_seen"])[:19],

@@ -99,6 +99,8 @@ def _about(header: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     versions = header["policy_versions"]
     yield "policy", ", then ".join(versions) if versions else "none decided anything"
     ended = f" ({header['status']})" if header["status"] else ""
+    if header["ended"] and header["state"] in ("running", "idle"):
+        ended = f", again after it had ended{ended}"
     yield "state", f"{header['state']}{ended}{': ' + show.short(header['error']) if header['error'] else ''}"
     took = "took" if header["ended"] else "so far"
     yield "started", f"{show.moment(header['started'])}, {took} {show.seconds(header['duration_s'] or 0)}"

@@ -177,7 +177,10 @@ class Session:
         ended = next((row for row in reversed(sure) if row["kind"] == "session.ended"), None)
         seen = sure or list(rows)
         newest = max(seen, key=lambda row: row["received_ms"])
-        start, last = min(row["time_us"] for row in seen), max(row["time_us"] for row in seen)
+        timed = [
+            row for row in seen if row["late"] != "skew"
+        ] or seen  # one record from 1900 must not make it 126 years
+        start, last = min(row["time_us"] for row in timed), max(row["time_us"] for row in timed)
         project = next((row["project"] for row in seen if row["project"]), None)
         held = self._known.controls.on(project, agent, which["session_"]) if not session_replay else []
         enrolled = self._known.identities.agents.get(agent)
