@@ -412,6 +412,38 @@ def test_an_insert_of_nothing_is_no_error(admin: Caller) -> None:
     assert (answer.status, answer.summary["written_rows"]) == (200, 0)
 
 
+@pytest.mark.parametrize(
+    ("table", "data", "code"),
+    [
+        ("t (k UInt8, CONSTRAINT small CHECK k < 10) ENGINE = MergeTree ORDER BY k", "20", 469),
+        ("t (k UInt8) ENGINE = MergeTree ORDER BY k PARTITION BY k", "\n".join(map(str, range(200))), 252),
+        ("t (k UInt8, v UInt8 DEFAULT throwIf(k = 5, 'no')) ENGINE = MergeTree ORDER BY k", "5", 395),
+    ],
+)
+@pytest.mark.parametrize("how", ["FORMAT TSV", "VALUES", "SELECT * FROM input('k UInt8') FORMAT TSV"])
+def test_an_insert_that_fails_after_parsing_is_no_success(
+    admin: Caller, table: str, data: str, code: int, how: str
+) -> None:
+    admin(f"CREATE TABLE {table}")
+    rows = "".join(f"({k})" for k in data.split()) if how == "VALUES" else data
+    answer = admin(f"INSERT INTO t (k) {how}", body=rows.encode())
+    assert answer.code == code, answer.text
+    assert admin("SELECT count() FROM t").text == "0\n"
+
+
+def test_an_insert_whose_view_fails_is_no_success(admin: Caller) -> None:
+    admin(PLAIN)
+    admin("CREATE MATERIALIZED VIEW w ENGINE = MergeTree ORDER BY k AS SELECT throwIf(k = 5, 'no') + k AS k FROM t")
+    assert admin("INSERT INTO t FORMAT CSV", body=b"5,five\n").code == 395
+    assert admin("SELECT count() FROM w").text == "0\n"
+    assert admin("INSERT INTO t FORMAT CSV", body=b"6,six\n").status == 200
+    assert admin("SELECT k FROM w").text == "6\n"
+
+
+def test_an_insert_into_nothing_is_an_error_also_without_data(admin: Caller) -> None:
+    assert admin("INSERT INTO nowhere FORMAT Native", body=b"").code == 60
+
+
 def test_a_form_with_parameters_and_a_table(admin: Caller) -> None:
     parts = {
         'name="query"': "SELECT name, {n:UInt8} FROM people WHERE id = {n:UInt8}",

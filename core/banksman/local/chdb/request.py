@@ -5,23 +5,22 @@ from __future__ import annotations
 import email.parser
 import email.policy
 import json
-import os
 import re
 import time
 import uuid
 from contextlib import ExitStack
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from banksman.local.chdb import answers, statements
 from banksman.local.chdb.bodies import decoded
 from banksman.local.chdb.compress import encoder
 from banksman.local.chdb.faults import Fault
-from banksman.local.chdb.handle import identifier, text
+from banksman.local.chdb.handle import identifier, readable, text
 from banksman.local.chdb.read_only import read_only
 from banksman.local.chdb.settings import RESERVED, chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from banksman.local.chdb.bodies import Body
     from banksman.local.chdb.compress import Encoder
@@ -209,7 +208,8 @@ class Request:
             structure = ", ".join(f"_{number} {kind}" for number, kind in enumerate(types, 1))
         table = identifier(name)
         handle.run(f"CREATE TEMPORARY TABLE {table} ({structure}) ENGINE=Memory")
-        handle.insert(f"INSERT INTO {table}", self._format(f"{name}_format"), [data])
+        into = statements.Insert(f"INSERT INTO {table}".encode(), self._format(f"{name}_format"), b"")
+        handle.insert(into, [data], {})
 
     def _drop(self, handle: Handle, name: str) -> None:
         try:
@@ -236,34 +236,14 @@ class Request:
         if insert is None:
             between = b"\n" if self.parameters.get("query", "").strip() else b""  # else both are one body
             self._whole(handle, sql + between + self._rest(), params)
-        elif insert.input is not None:
-            self._insert_select(handle, insert, params)
-        elif params:  # the engine's way for data in pieces takes no parameters
-            data = b" VALUES " if insert.format == "Values" else f" FORMAT {insert.format}\n".encode()
-            self._whole(handle, insert.statement + data + insert.data + self._rest(), params)
+        elif params and insert.format == "Values":  # which may hold them
+            self._whole(handle, insert.statement + b" VALUES " + insert.data + self._rest(), params)
         else:
-            written = handle.insert(insert.statement.decode(), insert.format, self._data(insert))
-            self._inserted(*written)
-
-    def _data(self, insert: statements.Insert) -> Iterator[bytes]:
-        yield insert.data
-        yield from self._pieces
-
-    def _insert_select(self, handle: Handle, insert: statements.Insert, params: dict[str, str]) -> None:
-        """`INSERT … SELECT … FROM input('structure') … FORMAT x data`. chDB would insert nothing and call that a success;
-        so the data go into a file in memory, and the engine reads that.
-        """
-        assert insert.input is not None
-        start, end = insert.input
-        with open(os.memfd_create("input"), "wb") as file:
-            file.writelines(self._data(insert))
-            file.flush()
-            source = f"file('/proc/self/fd/{file.fileno()}', {text(insert.format)}, ".encode()
-            sql = insert.statement[:start] + source + insert.statement[end:]
-            self._whole(handle, sql, params)
+            written = handle.insert(insert, chain([insert.data], self._pieces), params)
+            self._inserted(written.written_rows, written.written_bytes)
 
     def _whole(self, handle: Handle, sql: bytes, params: dict[str, str]) -> None:
-        done = handle.query(_readable(sql), "TabSeparated", params)
+        done = handle.query(readable(sql), "TabSeparated", params)
         self._inserted(done.written_rows, done.written_bytes)
 
     def _inserted(self, rows: int, size: int) -> None:
@@ -274,7 +254,7 @@ class Request:
         default = self._format("default_format")
         rows_come = word in statements.READS | {"CHECK"}
         form = (statements.trailing_format(sql) if rows_come else None) or default
-        query = _readable(sql)
+        query = readable(sql)
         headers = self.common + ([("X-ClickHouse-Format", form)] if rows_come else [])
         kind = CONTENT_TYPES.get(form.lower(), answers.TEXT)
         whole = self.parameters.get("wait_end_of_query") == "1" or not answers.may_stream(self.http)
@@ -316,11 +296,3 @@ class Request:
         every = {name: str(numbers.get(name, 0)) for name in SUMMARY}
         every["elapsed_ns"] = str(time.perf_counter_ns() - self._began)
         return "X-ClickHouse-Summary", json.dumps(every, separators=(",", ":"))
-
-
-def _readable(sql: bytes) -> str | bytes:
-    """Text where it is text; a statement with binary data in it goes on as it came."""
-    try:
-        return sql.decode()
-    except UnicodeDecodeError:
-        return sql

@@ -26,12 +26,24 @@ class Insert(NamedTuple):
     """An INSERT with data behind it: the statement without FORMAT, the format's name, the first bytes of the data.
 
     `input`: the span of `input(` in a statement that selects from its data; None when it takes them as they are.
+    `settings`: where its SETTINGS begin; None: it has none.
     """
 
     statement: bytes
     format: str
     data: bytes
     input: tuple[int, int] | None = None
+    settings: int | None = None
+
+    def from_file(self, path: str) -> bytes:
+        """The statement that takes its data from a file."""
+        if self.input is not None:
+            start, end = self.input
+            source = f"file('{path}', '{self.format}', ".encode()
+            return self.statement[:start] + source + self.statement[end:]
+        at = len(self.statement) if self.settings is None else self.settings
+        source = f" FROM INFILE '{path}' ".encode()
+        return self.statement[:at] + source + self.statement[at:] + f" FORMAT {self.format}".encode()
 
 
 def first_word(sql: bytes) -> str:
@@ -47,7 +59,7 @@ def split_insert(sql: bytes) -> Insert | None:
 
     `sql` may be the beginning of a longer body: the data need not be whole.
     """
-    depth, selects, before, opened, source = 0, False, b"", 0, None
+    depth, selects, before, opened, source, settings = 0, False, b"", 0, None, None
     for start, end, token in _tokens(sql):
         named, before = before in (b"INTO", b"TABLE", b"."), token  # a table may be called `format`
         if token == b"(":
@@ -64,13 +76,15 @@ def split_insert(sql: bytes) -> Insert | None:
             selects = True
         elif token == b"INFILE":
             return None
+        elif token == b"SETTINGS":
+            settings = start if settings is None else settings
         elif token == b"VALUES" and not selects:
-            return Insert(sql[:start], "Values", sql[end:])
+            return Insert(sql[:start], "Values", sql[end:], settings=settings)
         elif token == b"FORMAT":
             name = _FORMAT.match(sql, end)
             if name is None or (selects and source is None):
                 return None
-            return Insert(sql[:start], name[1].decode(), sql[name.end() :], source)
+            return Insert(sql[:start], name[1].decode(), sql[name.end() :], source, settings)
     return None
 
 
