@@ -21,7 +21,6 @@ from banksman.local.chdb.read_only import read_only
 from banksman.local.chdb.settings import RESERVED, chosen
 
 if TYPE_CHECKING:
-
     from banksman.local.chdb.bodies import Body
     from banksman.local.chdb.compress import Encoder
     from banksman.local.chdb.handle import Handle
