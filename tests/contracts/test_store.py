@@ -149,6 +149,19 @@ def test_only_a_value_makes_rows_bad(migrated: Place) -> None:
     assert ask(migrated, "SELECT count() AS n FROM @events") == [{"n": 1}]
 
 
+def test_without_room_nothing_is_stored_and_that_is_said(migrated: Place) -> None:
+    """An archiver that took this for a success would pass over what it has read."""
+    with migrated.store() as store:
+        table = f"`{store.database}`.events"
+        store.command(f"ALTER TABLE {table} MODIFY SETTING min_free_disk_bytes_to_perform_insert = {10**17}")
+        with pytest.raises(StoreAway, match="NOT_ENOUGH_SPACE"):
+            insert(store, row(0))
+        assert ask(migrated, "SELECT count() AS n FROM @events") == [{"n": 0}]
+        store.command(f"ALTER TABLE {table} RESET SETTING min_free_disk_bytes_to_perform_insert")
+        insert(store, row(0))
+        assert ask(migrated, "SELECT count() AS n FROM @events") == [{"n": 1}]
+
+
 def test_the_same_block_twice_is_shown_once(migrated: Place) -> None:
     """An archiver that does not know whether its insert arrived does it again."""
     rows = [row(n) for n in range(10)]

@@ -417,6 +417,11 @@ def test_an_insert_of_nothing_is_no_error(admin: Caller) -> None:
     [
         ("t (k UInt8, CONSTRAINT small CHECK k < 10) ENGINE = MergeTree ORDER BY k", "20", 469),
         ("t (k UInt8) ENGINE = MergeTree ORDER BY k PARTITION BY k", "\n".join(map(str, range(200))), 252),
+        (
+            f"t (k UInt8) ENGINE = MergeTree ORDER BY k SETTINGS min_free_disk_bytes_to_perform_insert = {10**17}",
+            "1",
+            243,
+        ),
         ("t (k UInt8, v UInt8 DEFAULT throwIf(k = 5, 'no')) ENGINE = MergeTree ORDER BY k", "5", 395),
     ],
 )

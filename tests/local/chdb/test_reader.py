@@ -4,6 +4,7 @@ both walls stand one behind the other; and each wall alone.
 
 from __future__ import annotations
 
+import http.client
 import re
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,15 @@ def test_a_readers_result_time_and_memory_have_bounds(reader: Caller) -> None:
     big = reader("SELECT groupArray(number) FROM numbers(100000000)", max_memory_usage=10_000_000)
     assert big.code == 241, big.text
     assert reader("SELECT 1, '" + "x" * (3 << 20) + "'").code == 307
+
+
+def test_a_long_result_that_goes_over_a_bound_is_no_whole_result(reader: Caller) -> None:
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        reader("SELECT number FROM numbers(3000000)")
+    assert b"Code: 396. " in broken.value.partial[-500:]
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        reader("SELECT number FROM numbers(100000000000) WHERE sipHash64(number) % 1000 = 1", max_execution_time=1)
+    assert b"Code: 159. " in broken.value.partial[-500:]
 
 
 def test_external_data_and_files_by_the_form_are_refused(reader: Caller) -> None:
