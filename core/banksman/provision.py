@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, NodeNotReadyError, TopicAlreadyExistsError, for_code
 
 from banksman.errors import BadDeployment, BrokerAway
 from banksman.topics import SPECS, Topic
@@ -84,6 +84,9 @@ async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> lis
     ]
 
     async def created(admin: AIOKafkaAdminClient) -> None:
+        await admin._client.force_metadata_update()  # noqa: SLF001 - no public way to ask who the controller is
+        if admin._client.cluster.controller is None:  # noqa: SLF001 - aiokafka would fall over it
+            raise NodeNotReadyError("it does not know its controller yet")
         for name, code, message in (await admin.create_topics(wanted)).topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good

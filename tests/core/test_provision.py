@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from aiokafka.cluster import ClusterMetadata
 from tests.servers import Broker
 
 from banksman import provision
 from banksman.errors import BadDeployment
 from banksman.settings import Kafka
-from banksman.topics import Topic
+from banksman.topics import SPECS, Topic
 
 
 async def test_topics_are_checked(kafka_settings: Kafka, broker: Broker) -> None:
@@ -53,3 +56,22 @@ async def test_wrong_topics_are_named(broker: Broker) -> None:
         await provision.check_topics(settings)
     for part in ("wrong.control has 3 partitions, must have 1", "cleanup.policy is delete", "LogAppendTime"):
         assert part in str(caught.value)
+
+
+async def test_a_broker_that_does_not_know_its_controller_yet_is_asked_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that has just come back: its answers name no controller for a moment."""
+    update, left = ClusterMetadata.update_metadata, 6
+
+    def without(self: Any, metadata: Any) -> None:
+        nonlocal left
+        update(self, metadata)
+        if left:
+            left -= 1
+            self.controller = None
+
+    monkeypatch.setattr(ClusterMetadata, "update_metadata", without)
+    made = await provision.create_topics(broker.node.settings(topic_prefix="early.", partitions=2))
+    assert len(made) == len(SPECS)
+    assert left == 0
