@@ -504,5 +504,9 @@ def test_after_a_restart_and_a_merge_it_is_the_same(scene: Scene) -> None:
     scene.enforcer.start()
     scene.stand.start()
     same(scene, without(before, "policies"))
-    answer = scene.decide()
-    assert (answer.status, answer.body["decision"]) == (200, "allow")
+    tokens = scene.stand.desk.agents
+    assert (
+        scene.enforcer("POST", "/v1/decide", {}, token=tokens["buyer"].token).status == 422
+    )  # let in, and told what is wrong
+    asked = scene.enforcer("POST", "/v1/decide", PUSH, token=tokens["seller"].token)
+    assert (asked.status, asked.body["reason"]) == (200, "unknown_agent"), asked.raw
