@@ -5,7 +5,7 @@ goes on behind it. One insert is one block of one day, there or not there. So a 
 archivers after a freeze can store a record twice, and ReplacingMergeTree and the views take that as one.
 Findings are acknowledged before the rows that they are about are stored: a crash in between repeats them under the same ids.
 
-    poll ─► rows (this thread) ─► findings acknowledged ─► dead letters acknowledged ─► insert (a thread) ─► offsets committed
+    poll ─► rows (a thread) ─► findings acknowledged ─► dead letters acknowledged ─► insert (a thread) ─► offsets committed
             the next poll's rows are made while the inserts run
 """
 
@@ -146,7 +146,7 @@ class Archiver:
                 if not polled:
                     await self._teller.tell(self._findings.overdue(_now_ms()))
                     continue
-                made = self._make(polled)
+                made = await self._make(polled)
                 del polled  # its records are of no use any more, and many
                 not_before = 0.0 if made.records >= FULL_ROUND else time.monotonic() + PACE_S
                 if storing is not None:
@@ -160,26 +160,28 @@ class Archiver:
             if storing is not None:
                 await storing
 
-    def _make(self, polled: Polled) -> _Round:
-        partitions: list[list[rows.Rows]] = []
-        dead: list[Letter] = []
+    async def _make(self, polled: Polled) -> _Round:
+        """Rows are made in a thread: meanwhile the next round comes in over the network."""
         gaps: list[events.Finding] = []
         for partition, several in polled.items():
             gaps += self._gap(partition, several[0])
+            self._next[partition] = several[-1].last + 1
+        following = {partition: self._next[partition] for partition in polled}
+        records = sum(len(batch.records) for several in polled.values() for batch in several)
+        made, dead = await asyncio.to_thread(self._rows, polled)
+        return _Round(following, records, made, dead, gaps)
+
+    def _rows(self, polled: Polled) -> tuple[list[Block], list[Letter]]:
+        partitions: list[list[rows.Rows]] = []
+        dead: list[Letter] = []
+        for partition, several in polled.items():
             topic = self._topics[partition.topic]
             partitions.append([])
             for _, one_day in groupby(several, lambda batch: batch.received_ms // rows.DAY_MS):
                 made, buried = self._maker.rows(one_day, topic, partition.topic, partition.partition)
                 partitions[-1] += made
                 dead += buried
-            self._next[partition] = several[-1].last + 1
-        return _Round(
-            {partition: self._next[partition] for partition in polled},
-            sum(len(batch.records) for several in polled.values() for batch in several),
-            blocks(partitions),
-            dead,
-            gaps,
-        )
+        return blocks(partitions), dead
 
     def _gap(self, partition: TopicPartition, first: Batch) -> list[events.Finding]:
         """Whether a partition goes on where it was left. Compaction leaves gaps of its own."""
@@ -228,7 +230,7 @@ class Archiver:
         """Store a block. What ClickHouse refuses for its content is halved down to the one bad row. If that is refused again,
         alone and over a new connection, it is a dead letter.
         """
-        names, data = block.encoded()
+        names, data = await asyncio.to_thread(block.encoded)
         try:
             await self._patience.ask(partial(self._store.insert, "events", names, data))
         except BadData as error:
