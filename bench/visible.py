@@ -34,7 +34,8 @@ from banksman.store.client import Store
 from banksman.topics import Topic
 
 OTHERS_PER_SECOND = 2000
-PAUSE_S = 0.01
+PAUSE_S = 0.05
+"""Between two looks: a reader that never rests would take ClickHouse's core away from what it measures."""
 BEHIND_S = 2
 """How far behind the newest row that was seen a reader looks again."""
 PATIENCE_S = 10

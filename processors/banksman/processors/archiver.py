@@ -51,7 +51,7 @@ POLL_MS = 100
 FULL_ROUND = 2_000
 """Records from which on a round is worth its part, and the next follows at once."""
 PACE_S = 0.15
-"""Least time between two rounds that are not full: each makes a part, which ClickHouse has to merge."""
+"""Least time behind a round that stored something and was not full: each makes a part, which ClickHouse has to merge."""
 SURE_S = 10.0
 """How long a log has to look like another one than was archived before the archiver refuses it."""
 CLOSE_S = 2.0
@@ -148,7 +148,8 @@ class Archiver:
                     continue
                 made = await self._make(polled)
                 del polled  # its records are of no use any more, and many
-                not_before = 0.0 if made.records >= FULL_ROUND else time.monotonic() + PACE_S
+                if made.blocks:  # a round of heartbeats makes no part, and must not hold up the next
+                    not_before = 0.0 if made.records >= FULL_ROUND else time.monotonic() + PACE_S
                 if storing is not None:
                     await storing
                 storing = asyncio.create_task(self._finish(consumer, made))
