@@ -176,8 +176,14 @@ class Tail:
         """A stream that begins here and now, or goes on behind `from_`. Problem 503. `leave` when it is over."""
         while True:
             place = await self.started()
+            # The poller may be a moment behind: what is stored already is not "from now on".
+            stored = await self._asking.rows(START_SQL) if from_ is None else []
             if place is self._place:  # nobody has let go of it meanwhile
-                made = Reader(wants, dict(place), from_)
+                here = dict(place)
+                for row in stored:
+                    where = (row["topic"], row["partition"])
+                    here[where] = max(row["highest"], here.get(where, -1))
+                made = Reader(wants, here, from_)
                 self.readers.add(made)
                 self._wake.set()
                 return made
