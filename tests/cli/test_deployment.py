@@ -208,7 +208,7 @@ def test_all_is_well(deployed: Deployment) -> None:
 def test_who_runs_and_what_stands_in_their_way(deployed: Deployment) -> None:
     deployed.acts("seller", {"session": "w1", "kind": "session.started"})
     ran = shown(deployed, "agents", says="w1")
-    assert re.search(r"^seller +(running|idle) +shop +ann +w1 ", ran.out, re.MULTILINE)
+    assert re.search(r"^seller +(running|idle) +shop +payments-team +w1 ", ran.out, re.MULTILINE)
     listed = deployed("agents", "--project", "shop", "--json").json["agents"]
     assert {"buyer", "seller"} <= {one["agent"] for one in listed}
     assert {one["project"] for one in listed} == {"shop"}
@@ -233,7 +233,7 @@ def test_a_session_is_told_whole(deployed: Deployment) -> None:
     said = "\n".join(lines)
     assert f"session {session} of buyer" in lines[0]
     assert re.search(r"^policy shop@v3\+sha256:", said, re.MULTILINE)
-    assert "owner ann@acme.example" in said or "owner ann" in said
+    assert "owner ann@acme.example" in said
     assert "prompt: push it\\x1b[2J please" in said
     assert re.search(r'git push acme/billing feature/a \{"n": 1\} allow buyer/allow/0 ok 120 ms', said)
     assert re.search(r"git push acme/billing main approve buyer/require_approval/0", said)
