@@ -403,8 +403,11 @@ class Shop:
 
 
 def open_shop(desk: Desk, **more: str) -> Iterator[Shop]:
-    """For module-scoped fixtures: `yield from open_shop(make_desk(…), BANKSMAN_…="…")`."""
-    replica = make_replica(desk, "enforcer", policies=None, **more)
+    """For module-scoped fixtures: `yield from open_shop(make_desk(…), BANKSMAN_…="…")`.
+
+    The agents may ask as much as they like, unless told otherwise: a test does not pay for the heavy question before it.
+    """
+    replica = make_replica(desk, "enforcer", policies=None, **({"BANKSMAN_AGENT_RATE": "1000000"} | more))
     with Tape(desk.kafka) as tape:
         try:
             replica.start()

@@ -415,12 +415,18 @@ def test_nothing_is_left_on_disk_of_what_was_sent(fake: FakeEnforcer, emitter: E
 
 
 HURRIED = """
+import threading
 from banksman.producers import Emitter
+from banksman.producers.spool import Spool
+
+append, go_on = Spool.append, threading.Event()
+Spool.append = lambda *given: go_on.wait() and append(*given)
 emitter = Emitter.from_settings()
 session = emitter.session("s1")
 for n in range(60_000):
     session.note(str(n))
-assert emitter.stats().waiting > 20_000, "the queue was not full enough to show anything"
+assert emitter.stats().waiting > 50_000
+go_on.set()
 """
 
 

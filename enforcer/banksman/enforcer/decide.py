@@ -85,7 +85,7 @@ class Decider:
         if fields.get(b"content-type") != b"application/json":
             require_type(scope, "application/json")
         body = await read_body(scope, receive, limit=MAX_QUESTION_BYTES)
-        asked = _Asking(began, time.perf_counter_ns(), len(body) > HEAVY)
+        asked = _Asking(began, time.thread_time_ns(), len(body) > HEAVY)
         if asked.heavy:
             question = await self._aside(limits, parse, body, Question)
         else:
@@ -117,7 +117,7 @@ class Decider:
                     return
                 break
             await self._answers.settled(known)
-            asked.read = time.perf_counter_ns()
+            asked.read = time.thread_time_ns()
         kept = self._answers.begin(caller.name, asked.id, body)
         generation = self._generation()
         given: Answer | None = None
@@ -143,7 +143,7 @@ class Decider:
         require_type(scope, "application/json")
         body = await read_body(scope, receive, limit=MAX_QUESTION_BYTES)
         question = parse(body, ReplayedQuestion)
-        asked = _Asking(0, time.perf_counter_ns(), len(body) > HEAVY, question.id, normal_time(question.time, "time"))
+        asked = _Asking(0, time.thread_time_ns(), len(body) > HEAVY, question.id, normal_time(question.time, "time"))
         caller = self._callers.replayed(question.project, question.agent, holder, run)
         answer, record = await self._answer(caller, question, asked)
         await self._send(scope, send, caller, answer, record)
@@ -159,7 +159,7 @@ class Decider:
         ruling, head = verdict.ruling, self._head(caller, asked)
         if asked.heavy:
             record = await self._aside(caller.limits, _record, caller, question, asked.id, verdict, head)
-            asked.read = time.perf_counter_ns()
+            asked.read = time.thread_time_ns()
         else:
             record = _record(caller, question, asked.id, verdict, head)
         pending = None
@@ -167,9 +167,8 @@ class Decider:
             if ruling.decision == "approve":
                 pending = self._pending(caller, record, ruling)
                 record["approval"] = pending.approval
-            now = time.perf_counter_ns()
-            record["latency_us"] = (now - asked.began) // 1000
-            caller.limits.charge(now - asked.read)
+            record["latency_us"] = (time.perf_counter_ns() - asked.began) // 1000
+            caller.limits.charge(time.thread_time_ns() - asked.read)
         await self._on_record(caller, record, pending)
         if self.acknowledged is not None:
             await self.acknowledged(record["id"])
@@ -279,7 +278,9 @@ class Decider:
 
 
 class _Asking:
-    """One question on its way. `began`: its head was there; `read`: since when it keeps the replica busy (both ns)."""
+    """One question on its way. `began`: its head was there; `read`: the thread's own time since when it
+    keeps the replica busy (both ns).
+    """
 
     __slots__ = ("at", "began", "heavy", "id", "read")
 
