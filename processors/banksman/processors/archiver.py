@@ -5,7 +5,7 @@ goes on behind it. One insert is one block of one day, there or not there. So a 
 archivers after a freeze can store a record twice, and ReplacingMergeTree and the views take that as one.
 Findings are acknowledged before the rows that they are about are stored: a crash in between repeats them under the same ids.
 
-    poll ─► rows (a thread) ─► findings acknowledged ─► dead letters acknowledged ─► insert (a thread) ─► offsets committed
+    poll ─► rows ─► findings acknowledged ─► dead letters acknowledged ─► insert (a thread) ─► offsets committed
             the next poll's rows are made while the inserts run
 """
 
@@ -146,7 +146,7 @@ class Archiver:
                 if not polled:
                     await self._teller.tell(self._findings.overdue(_now_ms()))
                     continue
-                made = await self._make(polled)
+                made = self._make(polled)
                 del polled  # its records are of no use any more, and many
                 if made.blocks:  # a round of heartbeats makes no part, and must not hold up the next
                     not_before = 0.0 if made.records >= FULL_ROUND else time.monotonic() + PACE_S
@@ -161,15 +161,15 @@ class Archiver:
             if storing is not None:
                 await storing
 
-    async def _make(self, polled: Polled) -> _Round:
-        """Rows are made in a thread: meanwhile the next round comes in over the network."""
+    def _make(self, polled: Polled) -> _Round:
+        """Rows are made in the loop: a thread of their own costs more in turns of the interpreter's lock than it gains."""
         gaps: list[events.Finding] = []
         for partition, several in polled.items():
             gaps += self._gap(partition, several[0])
             self._next[partition] = several[-1].last + 1
         following = {partition: self._next[partition] for partition in polled}
         records = sum(len(batch.records) for several in polled.values() for batch in several)
-        made, dead = await asyncio.to_thread(self._rows, polled)
+        made, dead = self._rows(polled)
         return _Round(following, records, made, dead, gaps)
 
     def _rows(self, polled: Polled) -> tuple[list[Block], list[Letter]]:
