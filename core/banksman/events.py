@@ -52,8 +52,27 @@ Outcome = Literal["allow", "deny", "approve"]
 def uuid7(at_ms: int | None = None) -> str:
     """A fresh UUIDv7 (RFC 9562): milliseconds since 1970, then 72 random bits."""
     ms = clock.time_ns() // 1_000_000 if at_ms is None else at_ms
-    digits = ((ms & 0xFFFFFFFFFFFF).to_bytes(6, "big") + os.urandom(10)).hex()
-    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
+    moment = f"{ms & 0xFFFFFFFFFFFF:012x}"
+    while True:
+        try:
+            return f"{moment[:8]}-{moment[8:]}{_tails.pop()}"
+        except IndexError:
+            _tails.extend(_made_tails())
+
+
+_tails: list[str] = []
+"""The random parts of the next ids. The system's call for random bits lets go of the interpreter, which another thread then
+has for milliseconds: so it is made once for many. A forked child must not use its parent's.
+"""
+os.register_at_fork(after_in_child=_tails.clear)
+
+
+def _made_tails() -> list[str]:
+    digits = os.urandom(10 * 512).hex()
+    return [
+        f"-7{digits[at + 1 : at + 4]}-8{digits[at + 5 : at + 8]}-{digits[at + 8 : at + 20]}"
+        for at in range(0, len(digits), 20)
+    ]
 
 
 def rfc3339(moment: datetime | None = None) -> str:

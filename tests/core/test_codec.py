@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_what_is_wrong_is_said_for_people(changes: dict[str, Any], says: str) ->
     with pytest.raises(InvalidEvent, match=says) as caught:
         validate(call(**changes), Topic.ACTIONS)
     assert "regex" not in caught.value.message
+
+
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    uuid7()  # the next ones are prepared
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, "".join(uuid7(0) for _ in range(40)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    ours, theirs = {uuid7(0) for _ in range(600)}, os.read(reading, 4096).decode()
+    os.close(reading)
+    os.close(writing)
+    assert len(theirs) == 40 * 36
+    assert ours.isdisjoint(theirs[at : at + 36] for at in range(0, len(theirs), 36))
 
 
 def test_uuid7_is_sortable_by_time_and_unique() -> None:
