@@ -1,7 +1,8 @@
 """Rows for `questions.py`, made by ClickHouse itself through our own schema: 200 agents in 8 projects over 30 days.
 
 An agent's k-th row is row `k * 200 + agent` of all; a session is 100 of its rows: a start, turns of (model call, tool call,
-decision, result), an end. About 500 bytes a row, of which what cannot be compressed (ids, hashes) is random.
+decision, result), an end: 76 of them numbered by its emitter. About 500 bytes a row, of which what cannot be compressed (the
+ends of ids, hashes) is random.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ AGENTS = 200
 ROWS_A_SESSION = 100
 DAYS = 30
 CHUNK = 1_000_000
-
-_ID = """toUUID(concat(substring(m, 1, 8), '-', substring(m, 9, 4), '-7', substring(h, 1, 3), '-a', substring(h, 4, 3), '-', substring(h, 7, 12)))"""
 
 _INSERT = """
 INSERT INTO `{database}`.events
@@ -28,7 +27,8 @@ WITH
     kind_ IN ('tool.call', 'decision') AS operation,
     ['git', 'stripe', 'fs', 'http'] AS services, ['push', 'refunds:create', 'write', 'post'] AS actions,
     toUUID('00000000-0000-0000-0000-000000000000') AS nil,
-    x -> toUUID(concat(substring(hex(sipHash128(x)), 1, 8), '-', substring(hex(sipHash128(x)), 9, 4), '-7', substring(hex(sipHash128(x)), 13, 3),
+    x -> lower(hex(toUInt64({first_ms} + x * {step_ms}))) AS moment,
+    x -> toUUID(concat(substring(moment(x), 1, 8), '-', substring(moment(x), 9, 4), '-7', substring(hex(sipHash128(x)), 13, 3),
                        '-a', substring(hex(sipHash128(x)), 16, 3), '-', substring(hex(sipHash128(x)), 19, 12))) AS uuid_of,
     concat('hmac-sha256:', lower(hex(sipHash128(number, 'h'))), lower(hex(sipHash128(number, 'i')))) AS hash_,
     fromUnixTimestamp64Milli(toInt64({first_ms} + number * {step_ms})) AS received_,
@@ -37,7 +37,7 @@ WITH
     concat('s', toString(intDiv(k, {session}))) AS session_
 SELECT
     received_, addMicroseconds(toDateTime64(received_, 6, 'UTC'), -(number % 5000)), id_, kind_, project_, agent_, session_,
-    if(kind_ = 'decision', concat('enforcer#', toString(a % 3)), concat('emitter-python/1.0#', toString(a))), if(kind_ = 'decision', 0, k + 1),
+    if(kind_ = 'decision', concat('enforcer#', toString(a % 3)), concat('emitter-python/1.0#', toString(a))), if(kind_ = 'decision', 0, intDiv(k, {session}) * 76 + step - intDiv(step, 4) + 1),
     if(kind_ IN ('decision', 'tool.result'), call_, nil), if(kind_ = 'tool.result', call_, nil),
     if(operation, services[1 + k % 4], ''), if(operation, actions[1 + k % 4], ''),
     if(operation, concat('acme/repo-', toString(k % 50)), ''), if(operation AND k % 4 = 0, 'feature/a', ''), if(operation, hash_, ''),
