@@ -228,6 +228,7 @@ def test_who_runs_and_what_stands_in_their_way(deployed: Deployment) -> None:
 def test_a_session_is_told_whole(deployed: Deployment) -> None:
     session = f"run-{uuid.uuid4().hex[:6]}"
     a_session(deployed, session)
+    shown(deployed, "session", session, says="arn:aws:s3:::b/k")  # the last decision, which comes by another topic
     ran = shown(deployed, "session", session, says="session ended")
     lines = [" ".join(line.split()) for line in ran.out.splitlines()]
     said = "\n".join(lines)
