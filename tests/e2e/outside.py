@@ -66,6 +66,30 @@ async def ends(kafka_settings: settings.Kafka) -> dict[tuple[str, int], int]:
         await consumer.stop()
 
 
+async def decided_since(kafka_settings: settings.Kafka, source: str, moment: float, seconds: float = 1.0) -> bool:
+    """Whether a decision of this source was appended after the moment, or is within so many seconds from now."""
+    consumer = AIOKafkaConsumer(**kafka_settings.client(), enable_auto_commit=False)
+    await consumer.start()
+    try:
+        name = kafka_settings.topic(Topic.DECISIONS)
+        while not (partitions := consumer.partitions_for_topic(name)):
+            await consumer._client.force_metadata_update()
+        where = [TopicPartition(name, partition) for partition in partitions]
+        consumer.assign(where)
+        for place, end in (await consumer.end_offsets(where)).items():
+            consumer.seek(place, max(0, end - 200))  # far more than one second's
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for records in (await consumer.getmany(timeout_ms=100)).values():
+                for record in records:
+                    event = json.loads(record.value)
+                    if record.timestamp >= moment * 1000 and (event["kind"], event["source"]) == ("decision", source):
+                        return True
+        return False
+    finally:
+        await consumer.stop()
+
+
 def stored(reading: checker.ClickHouse, wanted: dict[tuple[str, int], int]) -> bool:
     """Whether ClickHouse has the last record of every partition."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 from tests.e2e import checker, load
-from tests.e2e.outside import all_stored, answers, ask, until
+from tests.e2e.outside import all_stored, answers, ask, decided_since, until
 from tests.servers import child_environment
 
 from banksman import provision, settings
@@ -130,13 +130,18 @@ class Stack:
         """Freeze a replica between a decision's record and its answer -> the moment at which it stood still.
 
         The broker stands still first, so that the record waits for it; then the replica, so that the acknowledgement of the
-        broker, which goes on, finds nobody.
+        broker, which goes on, finds nobody. Again, where what was under way was no decision: one behind it was not sent yet.
         """
-        self.freeze("kafka")
-        until(lambda: self._status(name)["queue"]["waiting"], f"a decision waits in {name}")
-        moment = self.freeze(name)
-        self.thaw("kafka")
-        return moment
+        source = f"enforcer#{self._status(name)['replica']}"
+        for _ in range(20):
+            self.freeze("kafka")
+            until(lambda: self._status(name)["queue"]["waiting"], f"a decision waits in {name}")
+            moment = self.freeze(name)
+            if asyncio.run(decided_since(self.kafka, source, self.thaw("kafka"))):
+                return moment
+            self.thaw(name)
+            until(self.programs[name].ready, f"{name} is ready again")
+        raise AssertionError(f"no decision of {name} was under way in twenty attempts")
 
     def _status(self, name: str) -> Any:
         return ask(f"http://127.0.0.1:{self.ports[name]}/v1/status", self.admin)

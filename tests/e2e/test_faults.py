@@ -91,7 +91,5 @@ def test_whatever_is_killed_or_frozen_all_that_was_answered_is_there_once(stack:
     counts = verdict.counts
     assert counts["decisions answered"] > 500, "too little load to show anything"
     assert counts["requests that a frozen replica woke up to"] >= 2 * ROUNDS, "no replica was asked while it was frozen"
-    # What was on its way when a replica stood still is on record; killed then it answers nobody, and woken up it voids it.
-    between = counts["decisions recorded, their answer never received"] + counts["decisions voided"]
-    assert between >= ROUNDS, "no replica stood still between record and answer"
+    assert counts["decisions recorded, their answer never received"] >= ROUNDS, "nobody died between record and answer"
     assert counts["decisions voided"] >= ROUNDS, "no late answer was held back"
