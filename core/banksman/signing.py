@@ -28,7 +28,6 @@ from banksman.topics import Topic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
-    from typing import Any
 
 Headers = list[tuple[str, bytes]]
 
@@ -37,7 +36,6 @@ REPLAY = "banksman-replay"
 SENT = "banksman-sent"
 """When a record was sent, by its author's clock: a late event from a clock that is right. Not signed: nothing counts on it."""
 _SIGNED = ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", REPLAY)
-_IN_ORDER = (*_SIGNED[:-1], AUTH)
 _get_always = itemgetter(*_SIGNED[:-1])
 _LENGTHS = struct.Struct(f">{2 + len(_SIGNED)}I").pack
 
@@ -186,10 +184,6 @@ def service_signer(secret: Secret, service: str) -> Signer:
     return Signer(author, key_of(secret, secret.current, author), secret.current)
 
 
-Signed = tuple["Author | None", bytes | None, bytes | None, bytes | None]
-"""Who signed a record, if it fits; its `ce_id`, its `ce_type`, and the author's clock when it was sent."""
-
-
 class Verifier:
     """Says who signed a record, or that nobody we know did."""
 
@@ -231,33 +225,6 @@ class Verifier:
         inner.update(b"".join((lengths, topic, key, a, b, c, d, e, f, g, value)))
         outer.update(inner.digest())
         return author if hmac.compare_digest(outer.hexdigest().encode(), given) else None
-
-    def whose_in_order(
-        self, topic: bytes, key: bytes | None, headers: Sequence[tuple[str, Any]], value: bytes
-    ) -> Signed | None:
-        """The same, with what an archiver compares, for headers as `Signer` makes them and senders hand them on: these names,
-        in this order, behind them at the most the author's clock. None: they are not, so `whose` has to say. Less work.
-        """
-        sent: bytes | None = None
-        if len(headers) == len(_IN_ORDER) + 1 and headers[-1][0] == SENT:
-            sent = headers[-1][1]
-            headers = headers[:-1]
-        try:
-            (n0, a), (n1, b), (n2, c), (n3, d), (n4, e), (n5, f), (n6, auth) = headers
-            if (n0, n1, n2, n3, n4, n5, n6) != _IN_ORDER or key is None:
-                return None
-            who, _, given = auth.rpartition(b" ")
-            known = self._known.get(who) or self._look_up(who)
-            if known is None:
-                return None
-            lengths = _LENGTHS(len(topic), len(key), len(a), len(b), len(c), len(d), len(e), len(f), 0)
-        except (ValueError, TypeError, AttributeError):  # more or fewer, or one without a value
-            return None
-        author, mac = known
-        inner, outer = mac.inner.copy(), mac.outer.copy()
-        inner.update(b"".join((lengths, topic, key, a, b, c, d, e, f, value)))
-        outer.update(inner.digest())
-        return author if hmac.compare_digest(outer.hexdigest().encode(), given) else None, b, d, sent
 
     def _look_up(self, who: bytes) -> tuple[Author, Mac] | None:
         try:

@@ -204,22 +204,17 @@ class RowMaker:
         """(verified, author, replay run, the author's clock at sending) of every event."""
         kind, fields, places = decoded.kind, decoded.columns, decoded.places
         name, ce_type, keyed = full_topic.encode(), b"banksman." + kind.encode(), topic in _KEYED_BY_AGENT
-        whose, in_order, absent = self._verifier.whose, self._verifier.whose_in_order, (None,) * len(places)
+        whose, absent = self._verifier.whose, (None,) * len(places)
         may: dict[tuple[str, str | None, str | None], bool] = {}
         verified, authors, replays, sent = [], [], [], []
         for place, id_, project, agent in zip(
             places, fields["id"], fields.get("project", absent), fields.get("agent", absent), strict=True
         ):
-            record, replay = records[place], b""
+            record = records[place]
             pairs = record.headers
-            signed = in_order(name, record.key, pairs, values[place])
-            if signed is not None:
-                author, said_id, said_type, then = signed
-            else:
-                headers: dict[str, Any] = dict(pairs)
-                author = whose(name, record.key, headers, values[place]) if len(headers) == len(pairs) else None
-                said_id, said_type, then = headers.get("ce_id"), headers.get("ce_type"), headers.get(SENT)
-                replay = headers.get(REPLAY) or b""
+            headers: dict[str, Any] = dict(pairs)
+            author = whose(name, record.key, headers, values[place]) if len(headers) == len(pairs) else None
+            replay = headers.get(REPLAY) or b""
             if author is None:
                 counts, text = False, ""
             else:
@@ -230,14 +225,14 @@ class RowMaker:
                 counts = (
                     may[asked]
                     and (not replay or author.service != "")  # no agent hides what it does as history
-                    and said_id == id_.encode()
-                    and said_type == ce_type
+                    and headers.get("ce_id") == id_.encode()
+                    and headers.get("ce_type") == ce_type
                     and (not keyed or record.key == (agent or "").encode())
                 )
             verified.append(counts)
             authors.append(text)
             replays.append(replay.decode("utf-8", "replace") if replay and counts else "")
-            sent.append(then)
+            sent.append(headers.get(SENT))
         return verified, authors, replays, sent
 
     def _costs(self, fields: Mapping[str, Sequence[Any]], *, table: bool) -> dict[str, Sequence[Any]]:
