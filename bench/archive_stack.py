@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from banksman import bus, codec, events, provision, settings, signing
+from banksman import bus, codec, provision, settings, signing, stamps
 from banksman.local import children, jars, java, kafka
 from banksman.local.chdb.users import write_users
 from banksman.store.client import Store
@@ -71,9 +71,9 @@ class Stack:
     def record(self, agent: str, seq: int, signer: signing.Signer) -> tuple[bytes, bytes, signing.Headers]:
         """A signed tool.call of about 600 bytes."""
         event = {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "tool.call",
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "tool.call",
             "source": f"emitter-python/1.0#{agent}", "seq": seq, "project": "bench", "agent": agent,
-            "session": f"s{seq // 100}", "call": events.uuid7(),
+            "session": f"s{seq // 100}", "call": stamps.uuid7(),
             "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
             "args": {
                 "path": f"/srv/data/{seq}", "flags": ["-l", "-a"], "query": "select * from t where id = 3", "note": "n" * 100,

@@ -31,9 +31,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from banksman import bus, codec, provision, settings
-from banksman.events import AgentEnrolled, rfc3339, uuid7
+from banksman.events import AgentEnrolled
 from banksman.local import children, jars, java, kafka
 from banksman.signing import Credential, create_secret, new_credential, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 SERVER_CORE, OTHER_CORE = 0, 1

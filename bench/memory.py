@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from archive_stack import machine
 
-from banksman import bus, codec, events, log, settings
+from banksman import bus, codec, log, settings, stamps
 from banksman.local.kafka import free_port
 from banksman.signing import Signer, parse_credential
 from banksman.topics import Topic
@@ -116,7 +116,7 @@ class Stack:
         """(whose, a tool.call of about 500 bytes)."""
         agent = number % AGENTS
         return agent, {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "tool.call", "source": f"bench/1.0#{agent}",
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "tool.call", "source": f"bench/1.0#{agent}",
             "seq": number + 1, "project": "bench", "agent": f"agent-{agent:02d}", "session": f"s{number // (100 * AGENTS)}",
             "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
             "args": {"path": f"/srv/data/{number}", "flags": ["-l", "-a"], "note": "n" * 100},
@@ -164,7 +164,7 @@ def questions(numbers: range) -> Iterator[tuple[int, str, bytes]]:
     """(whose, path, body) of decisions."""
     for number in numbers:
         question = {
-            "id": events.uuid7(), "session": f"s{number // (100 * AGENTS)}", "service": "git", "action": "push",
+            "id": stamps.uuid7(), "session": f"s{number // (100 * AGENTS)}", "service": "git", "action": "push",
             "resource": "acme/billing", "branch": "feature/x", "args": {"commits": number},
         }  # fmt: skip
         yield number % AGENTS, "/v1/decide", codec.encode(question)

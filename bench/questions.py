@@ -25,9 +25,10 @@ from archive_stack import Stack, end, machine, stack
 from question_rows import AGENTS, ROWS_A_SESSION, fill
 
 from banksman import bus, codec, log
-from banksman.events import OperatorEnrolled, rfc3339, uuid7
+from banksman.events import OperatorEnrolled
 from banksman.local.kafka import free_port
 from banksman.signing import new_token, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.store.client import Store
 from banksman.topics import Topic
 

@@ -7,10 +7,7 @@ inside a session), `kind` and whose it is. Tokens are counts, costs USD, duratio
 
 from __future__ import annotations
 
-import os
 import re
-import time as clock
-from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -47,43 +44,6 @@ SPELLED = {
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Usd = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Outcome = Literal["allow", "deny", "approve"]
-
-
-def uuid7(at_ms: int | None = None) -> str:
-    """A fresh UUIDv7 (RFC 9562): milliseconds since 1970, then 72 random bits."""
-    ms = clock.time_ns() // 1_000_000 if at_ms is None else at_ms
-    moment = f"{ms & 0xFFFFFFFFFFFF:012x}"
-    while True:
-        try:
-            return f"{moment[:8]}-{moment[8:]}{_tails.pop()}"
-        except IndexError:
-            _tails.extend(_made_tails())
-
-
-_tails: list[str] = []
-"""The random parts of the next ids. The system's call for random bits lets go of the interpreter, which another thread then
-has for milliseconds: so it is made once for many. A forked child must not use its parent's.
-"""
-os.register_at_fork(after_in_child=_tails.clear)
-
-
-def _made_tails() -> list[str]:
-    digits = os.urandom(10 * 512).hex()
-    return [
-        f"-7{digits[at + 1 : at + 4]}-8{digits[at + 5 : at + 8]}-{digits[at + 8 : at + 20]}"
-        for at in range(0, len(digits), 20)
-    ]
-
-
-def rfc3339(moment: datetime | None = None) -> str:
-    """UTC with microseconds and a `Z`, the one form on the wire; of now when no moment is given."""
-    moment = datetime.now(UTC) if moment is None else moment.astimezone(UTC)
-    return moment.isoformat(timespec="microseconds")[:26] + "Z"
-
-
-def rfc3339_ms(ms: int) -> str:
-    """Milliseconds since 1970 (Kafka's timestamps) -> RFC 3339."""
-    return rfc3339(datetime.fromtimestamp(ms / 1000, UTC))
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):

@@ -20,9 +20,9 @@ from tests.enforcer.conftest import ask, environment_of, until
 from tests.servers import PARTITIONS, Broker, ClickHouseServer, child_environment
 
 from banksman import settings
-from banksman.events import rfc3339, uuid7
 from banksman.local import children
 from banksman.signing import create_secret
+from banksman.stamps import rfc3339, uuid7
 
 POLICY = """\
 project: shop

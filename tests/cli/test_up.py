@@ -20,7 +20,7 @@ import psutil
 import pytest
 from tests.running_up import SERVICES, Up, gone, until
 
-from banksman.events import uuid7
+from banksman.stamps import uuid7
 
 POLICY = """\
 project: shop

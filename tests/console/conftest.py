@@ -16,7 +16,7 @@ from tests.enforcer.conftest import Answer, Desk, ask, environment_of, until
 from tests.processors.conftest import Archive
 from tests.servers import PARTITIONS, Broker, ClickHouseServer, child_environment
 
-from banksman import codec, events, provision, settings, signing
+from banksman import codec, events, provision, settings, signing, stamps
 from banksman.local import children
 from banksman.signing import create_secret
 from banksman.store.migrate import migrate
@@ -82,7 +82,7 @@ class Stand:
         source = fields.pop("source", f"test#{agent}")
         self.numbers[source] = self.numbers.get(source, 0) + 1
         made = {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": kind, "project": "shop", "agent": agent,
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": kind, "project": "shop", "agent": agent,
             "session": session, "source": source, "seq": self.numbers[source],
         } | fields  # fmt: skip
         if kind == "tool.call":
@@ -96,8 +96,8 @@ class Stand:
             name: of[name] for name in ("project", "agent", "session", "service", "action", "resource") if name in of
         }
         made: dict[str, Any] = {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "decision", "source": "enforcer#1",
-            "call": of["id"], "parent": events.uuid7(), "decision": decision, "tier": tier, "reason": "allowed",
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "decision", "source": "enforcer#1",
+            "call": of["id"], "parent": stamps.uuid7(), "decision": decision, "tier": tier, "reason": "allowed",
             "rule": f"{of['agent']}/{decision}/0", "policy": "shop", "policy_version": "shop@v3+sha256:0123456789ab",
             "owner": "ann@acme.example", **named,
         }  # fmt: skip

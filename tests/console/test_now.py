@@ -9,8 +9,9 @@ from typing import Any
 from tests.console.conftest import Stand
 from tests.enforcer.conftest import until
 
-from banksman import events
-from banksman.events import AgentRevoked, PolicyLoaded, rfc3339, uuid7
+from banksman import stamps
+from banksman.events import AgentRevoked, PolicyLoaded
+from banksman.stamps import rfc3339, uuid7
 from banksman.store.client import Store
 
 PUSH = {"service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a", "args": {"force": False}}
@@ -61,7 +62,7 @@ def test_waiting_for_a_human(stand: Stand) -> None:
     expires = rfc3339(datetime.now(UTC) + timedelta(minutes=15))
     asked = stand.decision(call, "approve", approval=approval, reason="approval_required")
     requested = {
-        "v": 1, "id": uuid7(), "time": events.rfc3339(), "kind": "approval.requested", "source": "enforcer#1",
+        "v": 1, "id": uuid7(), "time": stamps.rfc3339(), "kind": "approval.requested", "source": "enforcer#1",
         "call": call["id"], "project": "shop", "agent": "waiter", "session": "q1", "approval": approval,
         "service": "git", "action": "push",
         "expires_at": expires,
@@ -71,7 +72,7 @@ def test_waiting_for_a_human(stand: Stand) -> None:
     assert told["state"] == "waiting"
     assert (told["approval"]["approval"], told["approval"]["expires_at"]) == (approval, expires)
     answered = {name: requested[name] for name in ("v", "source", "project", "agent", "session", "approval")}
-    stand.publish(answered | {"id": uuid7(), "time": events.rfc3339(), "kind": "approval.approved", "approver": "vera"})
+    stand.publish(answered | {"id": uuid7(), "time": stamps.rfc3339(), "kind": "approval.approved", "approver": "vera"})
     assert now(stand, "waiter")["state"] == "running"
 
 
@@ -88,7 +89,7 @@ def test_a_voided_decision_is_not_the_last_one(stand: Stand) -> None:
     void = {name: second[name] for name in ("v", "source", "project", "agent", "session")}
     void |= {
         "id": uuid7(),
-        "time": events.rfc3339(),
+        "time": stamps.rfc3339(),
         "kind": "decision.void",
         "parent": second["id"],
         "reason": "lease_ended",

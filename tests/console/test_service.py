@@ -13,7 +13,8 @@ from tests.console.conftest import Stand
 from tests.enforcer.conftest import until
 from tests.servers import Broker, ClickHouseServer
 
-from banksman.events import Finding, rfc3339, uuid7
+from banksman.events import Finding
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 GETS = (

@@ -16,8 +16,8 @@ from tests.contracts.conftest import Place
 from tests.servers import ClickHouseServer
 
 from banksman.errors import BadDeployment, InvalidSetting, StoreAway
-from banksman.events import uuid7
 from banksman.processors.rows import COLUMNS
+from banksman.stamps import uuid7
 from banksman.store import native
 from banksman.store.client import BadData, BadQuestion, Store
 from banksman.store.migrate import migrate, migrations, pending

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from banksman.codec import MAX_EVENT_BYTES, cut, decode, encode, validate
 from banksman.errors import InvalidEvent
-from banksman.events import ToolCall, is_name, rfc3339, uuid7
+from banksman.events import ToolCall, is_name
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -30,13 +31,17 @@ async def test_topics_are_kept_as_long_as_the_settings_say(broker: Broker) -> No
     admin = await provision.connect_admin(settings)
     try:
         resources = [ConfigResource(ConfigResourceType.TOPIC, settings.topic(topic)) for topic in Topic]
-        answers = await admin.describe_configs(resources)
+        told: list[Any] = []
+        async with asyncio.timeout(20):
+            while not all(resource[4] for resource in told) or len(told) < len(
+                Topic
+            ):  # the broker learns of them a moment later
+                told = [one for answer in await admin.describe_configs(resources) for one in answer.resources]
     finally:
         await admin.close()
     kept = {
         resource[3].removeprefix("kept."): next(int(entry[1]) for entry in resource[4] if entry[0] == "retention.ms")
-        for answer in answers
-        for resource in answer.resources
+        for resource in told
     }
     day = 86_400_000
     assert kept == {

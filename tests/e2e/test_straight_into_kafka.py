@@ -24,8 +24,9 @@ from tests.console.conftest import Stand, stand
 from tests.enforcer.conftest import PUSH, Enforcer, Tape, make_replica, until
 
 from banksman import bus, codec
-from banksman.events import ACTION_KINDS, rfc3339, uuid7
+from banksman.events import ACTION_KINDS
 from banksman.signing import Headers, Secret, Signer, new_credential, new_token, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.store.client import Store
 from banksman.topics import Topic
 

@@ -24,9 +24,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.servers import PARTITIONS, Broker, child_environment
 
 from banksman import bus, codec, provision, settings
-from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled, rfc3339, uuid7
+from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled
 from banksman.local import children
 from banksman.signing import Credential, Secret, Signer, create_secret, new_credential, new_token, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 POLICY = """\

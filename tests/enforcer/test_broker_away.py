@@ -15,7 +15,7 @@ import pytest
 from tests.enforcer.conftest import Answer, Desk, Enforcer, Shop, Tape, make_desk, open_shop, until
 from tests.servers import Broker
 
-from banksman.events import uuid7
+from banksman.stamps import uuid7
 from banksman.topics import Topic
 
 

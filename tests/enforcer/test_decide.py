@@ -12,8 +12,8 @@ from tests.enforcer.conftest import PUSH, Shop
 
 from banksman import codec
 from banksman.canonical import canonical
-from banksman.events import uuid7
 from banksman.signing import Verifier, digest
+from banksman.stamps import uuid7
 from banksman.topics import Topic
 
 ARGS = {"amount": 12.5, "note": "für Ann", "nested": {"b": [1, 2], "a": None}}

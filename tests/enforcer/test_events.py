@@ -14,8 +14,8 @@ from tests.enforcer.conftest import Answer, Shop
 from banksman import codec
 from banksman.canonical import canonical
 from banksman.enforcer import entrance
-from banksman.events import rfc3339, uuid7
 from banksman.signing import Verifier, digest
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

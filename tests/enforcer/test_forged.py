@@ -13,8 +13,9 @@ from tests.enforcer.conftest import PUSH, Shop, make_desk, open_shop, until
 from tests.servers import Broker
 
 from banksman import bus, codec
-from banksman.events import AgentEnrolled, AgentRotated, Event, OperatorEnrolled, Replica, rfc3339, uuid7
+from banksman.events import AgentEnrolled, AgentRotated, Event, OperatorEnrolled, Replica
 from banksman.signing import Headers, Secret, Signer, new_credential, new_token, parse_credential, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 

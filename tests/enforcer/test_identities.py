@@ -15,8 +15,8 @@ import pytest
 from tests.enforcer.conftest import PUSH, Answer, Desk, Enforcer, Tape, make_desk, make_replica, until
 from tests.servers import Broker
 
-from banksman.events import uuid7
 from banksman.signing import parse_credential, token_hash
+from banksman.stamps import uuid7
 from banksman.topics import Topic
 
 LEASE_S = 3

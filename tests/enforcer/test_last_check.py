@@ -10,8 +10,9 @@ from tests.enforcer.conftest import Desk, Tape
 from tests.enforcer.inside import Inside, eventually, inside
 
 from banksman.errors import BrokerAway
-from banksman.events import AgentRotated, rfc3339, uuid7
+from banksman.events import AgentRotated
 from banksman.signing import new_credential
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 

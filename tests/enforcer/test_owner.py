@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.enforcer.conftest import Shop
 
-from banksman.events import uuid7
 from banksman.signing import parse_credential
+from banksman.stamps import uuid7
 
 
 @pytest.mark.parametrize(("project", "owner"), [("no-policy", "dora@acme.example"), ("shop", "payments-team")])

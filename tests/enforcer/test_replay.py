@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.enforcer.conftest import PUSH, Shop
 
-from banksman.events import uuid7
+from banksman.stamps import uuid7
 from banksman.topics import Topic
 
 RUN = {"Banksman-Replay": "run-7"}

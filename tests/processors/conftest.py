@@ -18,7 +18,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.servers import PARTITIONS, child_environment
 
-from banksman import bus, codec, events, signing
+from banksman import bus, codec, signing, stamps
 from banksman.local import children
 from banksman.settings import ClickHouse, Kafka
 from banksman.store.client import Store
@@ -86,7 +86,7 @@ class Archive:
         """A note signed by its agent, with changes."""
         by = changes.pop("signer", None)
         event: dict[str, Any] = {
-            "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "note", "source": "test#1", "project": "p",
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "note", "source": "test#1", "project": "p",
             "agent": "a", "session": "s", "text": "hello",
         }  # fmt: skip
         event.update(changes)

@@ -12,7 +12,7 @@ import pytest
 from tests.processors.conftest import Archive
 from tests.servers import ClickHouseServer
 
-from banksman import bus, events, signing
+from banksman import bus, signing, stamps
 from banksman.topics import Topic
 
 
@@ -42,7 +42,7 @@ def test_nothing_forged_counts_and_nothing_real_is_hidden(archive: Archive) -> N
     unsigned = archive.action(text="unsigned")
     borrowed = archive.action(agent="b", signer=archive.agent("a"), text="in b's name")
     enrol = {
-        "v": 1, "id": events.uuid7(), "time": events.rfc3339(), "kind": "agent.enrolled", "source": "test#1",
+        "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "agent.enrolled", "source": "test#1",
         "project": "p", "agent": "evil", "owner": "me", "token_id": "x", "token_hash": "y",
     }  # fmt: skip
     forged = archive.signed(Topic.CONTROL, b"agent.enrolled/1", enrol, archive.agent("a"))
@@ -148,7 +148,7 @@ def test_clickhouse_away_loses_nothing(archive: Archive, clickhouse_server: Clic
 def test_late_is_not_skew(archive: Archive) -> None:
     """A spool that was emptied after an outage: it happened long ago, and was sent now."""
     topic, key, value, headers = archive.action(time="2026-01-01T00:00:00.000000Z")
-    sent = ("banksman-sent", events.rfc3339().encode())
+    sent = ("banksman-sent", stamps.rfc3339().encode())
     archive.publish((topic, key, value, [*headers, sent]))
     archive.start()
     archive.until(lambda: archive.count() == 1)

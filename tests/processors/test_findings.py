@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from banksman import codec, events
+from banksman import codec, events, stamps
 from banksman.processors import letters
 from banksman.processors.findings import AT_MOST, QUIET_MS, REMEMBERED, Findings, Sight, record_id
 from banksman.processors.rows import Rows
@@ -18,7 +18,7 @@ def rows(agents: list[str], *, first: int = 0, received: int = NOW, **columns: A
     count = len(agents)
     made: dict[str, Any] = {
         "agent": agents, "project": ["p"] * count, "session": ["s"] * count, "source": ["x"] * count,
-        "id": [events.uuid7()] * count,
+        "id": [stamps.uuid7()] * count,
         "kind": ["note"] * count, "received": [received] * count, "time": [received * 1000] * count, "raw": [b"{}"] * count,
         "verified": [False] * count, "author": [""] * count, "late": [""] * count, "offset": list(range(first, first + count)),
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_the_same_within_a_minute_is_counted_and_told_when_it_is_over() -> None:
     assert list(findings.overdue(NOW + QUIET_MS - 1)) == []
     [again] = findings.overdue(NOW + QUIET_MS)
     assert (again.count, again.title, again.fingerprint) == (2, "2 more: t", "f")
-    assert again.last_seen == events.rfc3339_ms(NOW + 2)
+    assert again.last_seen == stamps.rfc3339_ms(NOW + 2)
 
 
 def test_the_next_one_takes_the_count_with_it() -> None:
@@ -92,9 +92,9 @@ def test_forged_control_is_a_page() -> None:
 
 def test_ids_are_uuid7_of_the_records_time() -> None:
     made = record_id(NOW, "a", 1)
-    assert made[:13] == events.uuid7(NOW)[:13]
+    assert made[:13] == stamps.uuid7(NOW)[:13]
     assert made == record_id(NOW, "a", 1) != record_id(NOW, "a", 2)
-    assert codec.validate({"v": 1, "id": made, "time": events.rfc3339(), "kind": "note", "source": "s", "project": "p",
+    assert codec.validate({"v": 1, "id": made, "time": stamps.rfc3339(), "kind": "note", "source": "s", "project": "p",
                            "agent": "a", "session": "s", "text": ""}, Topic.ACTIONS).id == made  # fmt: skip
 
 

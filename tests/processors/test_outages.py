@@ -24,7 +24,7 @@ from tests.processors.conftest import Archive
 from tests.processors.test_hostile import letters
 from tests.servers import ClickHouseServer
 
-from banksman import events, signing
+from banksman import signing, stamps
 from banksman.processors.archiver import CLOSE_S
 from banksman.processors.patience import GRACE_S
 from banksman.store.client import Store
@@ -98,7 +98,7 @@ def test_a_spoilt_insert_is_made_again_and_no_record_is_blamed(
 
 def push(archive: Archive, text: int, branch: str) -> Record:
     return archive.action(
-        kind="tool.call", service="git", action="push", branch=branch, call=events.uuid7(), text=str(text)
+        kind="tool.call", service="git", action="push", branch=branch, call=stamps.uuid7(), text=str(text)
     )
 
 

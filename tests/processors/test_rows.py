@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.golden.test_events import sample
 from tests.processors import oracle
 
-from banksman import codec, events, signing
+from banksman import codec, events, signing, stamps
 from banksman.errors import InvalidEvent
 from banksman.processors import decoding
 from banksman.processors.batches import Batch
@@ -25,7 +25,7 @@ SECRET = signing.Secret({1: b"s" * 32}, 1)
 VERIFIER = signing.Verifier(SECRET)
 MAKER = RowMaker(VERIFIER, load_prices())
 NOW_MS = 1_764_000_000_000
-NOW = events.rfc3339_ms(NOW_MS)
+NOW = stamps.rfc3339_ms(NOW_MS)
 ARCHIVED_KINDS = sorted(kind for kind in events.KINDS if kind != "replica")
 
 
@@ -68,7 +68,7 @@ def signed(event: dict[str, Any], topic: Topic, offset: int, *, by: str, replay:
 times = st.sampled_from([
     NOW, "2020-01-01T00:00:00.000000Z", "2099-12-31T23:59:59.999999Z", "0001-01-01T00:00:00.000000Z",
     "9999-12-31T23:59:59.999999Z", "1899-12-31T23:59:59.999999Z", "2299-12-31T23:59:59.999999Z",
-    events.rfc3339_ms(NOW_MS - 121_000), events.rfc3339_ms(NOW_MS + 119_000), "2026-13-45T00:00:00.000000Z",
+    stamps.rfc3339_ms(NOW_MS - 121_000), stamps.rfc3339_ms(NOW_MS + 119_000), "2026-13-45T00:00:00.000000Z",
     "2026-02-30T00:00:00.000000Z", "2025-11-24T24:00:00.000000Z", "2025-11-24T15:60:00.000000Z",
     "2025-11-24T15:59:60.000000Z", "0000-01-01T00:00:00.000000Z", "2025-11-24T15:59:59Z",
 ])  # fmt: skip
@@ -205,7 +205,7 @@ def test_one_bad_record_among_thousands(monkeypatch: pytest.MonkeyPatch) -> None
     """The chunk of the bad one takes the slow way; all rows are there, in order, and the letter says which field."""
     monkeypatch.setattr(decoding, "CHUNK", 100)
     event = json.loads(codec.encode(sample("tool.call")))
-    records = [signed(event | {"id": events.uuid7(), "seq": n + 1}, Topic.ACTIONS, n, by="agent") for n in range(1000)]
+    records = [signed(event | {"id": stamps.uuid7(), "seq": n + 1}, Topic.ACTIONS, n, by="agent") for n in range(1000)]
     records[450].value = codec.encode(event | {"agent": "../x"})
     rows, dead = made(records, Topic.ACTIONS)
     assert dead.keys() == {450}

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from banksman.events import uuid7
 from banksman.processors.rows import Entry, Rows
 from banksman.processors.seen import AHEAD_MS, FROM_THE_FUTURE, Key, SeenIds, digest, prefix, reused
+from banksman.stamps import uuid7
 from banksman.topics import Topic
 
 NOW = 1_764_000_000_000

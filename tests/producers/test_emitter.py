@@ -18,10 +18,10 @@ from tests.producers.fake_enforcer import FakeEnforcer, Reply, Request, problem
 
 from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidSetting
-from banksman.events import uuid7
 from banksman.producers import Emitter, SpoolFull
 from banksman.producers.spool import Spool
 from banksman.signing import Credential, digest
+from banksman.stamps import uuid7
 
 
 def texts(fake: FakeEnforcer) -> list[str]:

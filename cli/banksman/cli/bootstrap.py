@@ -9,9 +9,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from banksman import codec
 from banksman.bus import producer
 from banksman.errors import InvalidEvent, InvalidInput
-from banksman.events import Event, OperatorEnrolled, is_name, rfc3339, uuid7
+from banksman.events import Event, OperatorEnrolled, is_name
 from banksman.identities import Identities, Operator
 from banksman.signing import Signer, Verifier, header_map, may_write, service_signer, token_hash
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 if TYPE_CHECKING:

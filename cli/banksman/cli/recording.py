@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from banksman import codec
 from banksman.canonical import parse
 from banksman.errors import InvalidInput
-from banksman.events import is_name, rfc3339
+from banksman.events import is_name
+from banksman.stamps import rfc3339
 from banksman.topics import Topic
 
 if TYPE_CHECKING:

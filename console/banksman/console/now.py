@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse
 
 from banksman.console.parameters import given, of_replay
 from banksman.console.steps import COLUMNS, NIL, known, moment_ms, step, usd
-from banksman.events import is_name, rfc3339
+from banksman.events import is_name
 from banksman.http_problem import problem
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

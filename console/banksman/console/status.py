@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from banksman.console.parameters import DAY_S, given, moment, whole
 from banksman.console.steps import known as real
 from banksman.console.steps import moment_ms
-from banksman.events import rfc3339
 from banksman.http_problem import Problem, problem
+from banksman.stamps import rfc3339
 from banksman.topics import ARCHIVED, Topic
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from banksman.events import rfc3339
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

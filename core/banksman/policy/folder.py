@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from banksman.events import rfc3339
 from banksman.policy.compile import Bundle, CompiledPolicy
 from banksman.policy.reader import Bad, FolderReader, Found, Gone, Good, Item, Unreadable
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -22,12 +22,13 @@ from banksman.enforcer.aside import HEAVY
 from banksman.enforcer.callers import REPLAY_HEADER
 from banksman.enforcer.limits import Pending
 from banksman.enforcer.question import MAX_QUESTION_BYTES, Question, ReplayedQuestion, normal_time, parse
-from banksman.enforcer.record import SERVICE, id_from, stamp
+from banksman.enforcer.record import SERVICE, stamp
 from banksman.errors import Unavailable
-from banksman.events import DecisionVoid, rfc3339, uuid7
+from banksman.events import DecisionVoid
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
 from banksman.signing import digest_by
+from banksman.stamps import rfc3339, rfc3339_ns, uuid7, uuid7_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -94,7 +95,7 @@ class Decider:
         limits.waiting += 1
         try:
             if question.id is None:
-                asked.id = self._records.stamps.next()[0]
+                asked.id = uuid7()
                 answer, record = await self._answer(caller, question, asked)
                 await self._send(scope, send, caller, answer, record)
             else:
@@ -236,10 +237,12 @@ class Decider:
         """How the `decision` begins. In a replay it is the same every time."""
         if caller.replay:
             moment = datetime.fromisoformat(asked.at)
-            name = id_from(int(moment.timestamp() * 1000), "decision", caller.replay, asked.id)
+            name = uuid7_from(int(moment.timestamp() * 1000), "decision", caller.replay, asked.id)
             return {"kind": "decision", "v": 1, "id": name, "time": asked.at, "source": SERVICE}
-        name, now = self._records.stamps.next()
-        return {"kind": "decision", "v": 1, "id": name, "time": now, "source": self._records.source}
+        now = time.time_ns()
+        return {
+            "kind": "decision", "v": 1, "id": uuid7(now // 1_000_000), "time": rfc3339_ns(now), "source": self._records.source,
+        }  # fmt: skip
 
     def _pending(self, caller: Caller, record: dict[str, Any], ruling: Ruling) -> Pending:
         """The approval that this decision waits for: one that is pending for the identical operation, or a new one."""

@@ -13,9 +13,10 @@ from banksman import codec
 from banksman.canonical import canonical, parse
 from banksman.enforcer.question import normal_time, wrong
 from banksman.errors import InvalidInput
-from banksman.events import ACTION_KINDS, rfc3339, uuid7
+from banksman.events import ACTION_KINDS
 from banksman.http_problem import problem
 from banksman.signing import digest_by
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 if TYPE_CHECKING:

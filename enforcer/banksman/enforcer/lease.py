@@ -16,7 +16,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from banksman.events import rfc3339
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable

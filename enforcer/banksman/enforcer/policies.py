@@ -15,9 +15,10 @@ import msgspec
 
 from banksman.enforcer.record import stamp
 from banksman.errors import Unavailable
-from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved, rfc3339
+from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved
 from banksman.policy.explain import explain
 from banksman.policy.folder import Change, InForce, PolicyFolder, Rejection, Removed
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from banksman.enforcer.replica import Replica

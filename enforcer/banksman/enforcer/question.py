@@ -13,8 +13,9 @@ from msgspec import Meta
 
 from banksman import canonical, codec
 from banksman.errors import InvalidInput
-from banksman.events import Name, Uuid, rfc3339
+from banksman.events import Name, Uuid  # noqa: TC001 - msgspec resolves them
 from banksman.http_problem import Problem, problem
+from banksman.stamps import rfc3339
 
 MAX_QUESTION_BYTES = 1024 * 1024
 Text = Annotated[str, Meta(max_length=65536)]  # a policy says `too_long` far below; this only bounds a record

@@ -8,11 +8,7 @@ the process lives).
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
-import time
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +17,8 @@ import msgspec
 from banksman import codec
 from banksman.bus import Publisher, died, partition_of, producer
 from banksman.errors import Unavailable
-from banksman.events import rfc3339, uuid7
 from banksman.signing import SENT, digest, service_signer
+from banksman.stamps import rfc3339, uuid7
 from banksman.topics import SPECS, Topic
 
 if TYPE_CHECKING:
@@ -40,56 +36,12 @@ RETRY_S = 0.5
 CLOSE_S = 2.0
 AT_ONCE = 250
 MAX_CONTROL_BYTES = SPECS[Topic.CONTROL].max_message_bytes - 64 * 1024  # headers and framing come on top
-POOL_BYTES = 4000  # a multiple of the ten bytes that an id takes
-_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # the two bits that RFC 9562 fixes
 _log = logging.getLogger("banksman")
-
-
-class Stamps:
-    """Ids and times of records, as `events.uuid7` and `events.rfc3339` make them, at a fifth of their cost.
-
-    Random bits are fetched by the page, and the text of the second is kept. For one thread of a process that never forks.
-    """
-
-    __slots__ = ("_at", "_ms", "_ms_text", "_pool", "_second", "_second_text")
-
-    def __init__(self) -> None:
-        self._pool, self._at = "", 0
-        self._ms, self._ms_text = -1, ""
-        self._second, self._second_text = -1, ""
-
-    def next(self) -> tuple[str, str]:
-        """-> (a fresh UUIDv7, the time)."""
-        nanoseconds = time.time_ns()
-        ms = nanoseconds // 1_000_000
-        if ms != self._ms:
-            self._ms, text = ms, f"{ms:012x}"
-            self._ms_text = f"{text[:8]}-{text[8:]}-7"
-        second, rest = divmod(nanoseconds, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        at = self._at
-        if at >= len(self._pool):
-            self._pool, at = os.urandom(POOL_BYTES).hex(), 0
-        self._at = at + 20
-        bits = self._pool[at : at + 20]
-        made = f"{self._ms_text}{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
-        return made, f"{self._second_text}.{rest // 1000:06d}Z"
 
 
 def stamp(source: str) -> dict[str, Any]:
     """The fields that every new event of ours begins with."""
     return {"v": 1, "id": uuid7(), "time": rfc3339(), "source": source}
-
-
-def id_from(at_ms: int, *parts: str) -> str:
-    """A UUIDv7 that is the same whenever it is made: the given milliseconds, then a hash where randomness would be."""
-    text = "".join(f"{len(part)}:{part}" for part in parts)
-    tail = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:10], "big")
-    number = (at_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
-    made = f"{number:032x}"
-    return f"{made[:8]}-{made[8:12]}-{made[12:16]}-{made[16:20]}-{made[20:]}"
 
 
 class Records:
@@ -98,7 +50,6 @@ class Records:
     def __init__(self, kafka: Kafka, secret: Secret, settings: Enforcer, replica: str) -> None:
         self.source = f"{SERVICE}#{replica}"
         self.signer = service_signer(secret, SERVICE)
-        self.stamps = Stamps()
         self.connected = False
         self._kafka, self._settings = kafka, settings
         self._cut_key = secret.derive(secret.current, "service-key", SERVICE)

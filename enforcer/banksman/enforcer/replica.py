@@ -23,11 +23,12 @@ from banksman.enforcer.control import ControlReader, Peer, State
 from banksman.enforcer.lease import Lease, boottime
 from banksman.enforcer.metrics import Metrics
 from banksman.enforcer.policies import Policies
-from banksman.enforcer.record import SERVICE, Records, id_from, stamp
+from banksman.enforcer.record import SERVICE, Records, stamp
 from banksman.errors import BrokerAway, Unavailable
-from banksman.events import Finding, rfc3339
+from banksman.events import Finding
 from banksman.events import Replica as Heartbeat
 from banksman.service import together
+from banksman.stamps import rfc3339, uuid7_from
 
 if TYPE_CHECKING:
     from banksman.control_log import Forged
@@ -184,7 +185,7 @@ class Replica:
         self.records.later(
             Finding(
                 v=1,
-                id=id_from(forged.received_ms, "forged", self.kafka.topic_prefix, where),
+                id=uuid7_from(forged.received_ms, "forged", self.kafka.topic_prefix, where),
                 time=_moment(forged.received_ms),
                 source=SERVICE,
                 detector="forged",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from banksman import events
+from banksman import events, stamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -97,11 +97,11 @@ class Findings:
             if self._is_known(fingerprint, sight):
                 return None
         before = self._told.get(fingerprint)
-        last = events.rfc3339_ms(sight.last_ms or sight.received_ms)
+        last = stamps.rfc3339_ms(sight.last_ms or sight.received_ms)
         finding = events.Finding(
             v=1,
             id=record_id(sight.received_ms, sight.where, sight.detector),
-            time=events.rfc3339_ms(sight.received_ms),
+            time=stamps.rfc3339_ms(sight.received_ms),
             source=self.source,
             detector=sight.detector,
             severity=severity,  # type: ignore[arg-type]  # the three words are written out below
@@ -137,11 +137,11 @@ class Findings:
                 yield msgspec.structs.replace(
                     finding,
                     id=record_id(told.last_ms, told.last_where, finding.detector, "again"),
-                    time=events.rfc3339_ms(told.last_ms),
+                    time=stamps.rfc3339_ms(told.last_ms),
                     title=f"{told.unsaid} more: {finding.title.split(' more: ', 1)[-1]}",
                     evidence={"record": told.last_where},
                     count=told.unsaid,
-                    last_seen=events.rfc3339_ms(told.last_ms),
+                    last_seen=stamps.rfc3339_ms(told.last_ms),
                 )
                 told.at_ms, told.clock_ms, told.unsaid = told.last_ms, clock_ms, 0
 
@@ -178,11 +178,11 @@ class Findings:
 
     def _skew(self, rows: Rows, places: Sequence[int], clock_ms: int) -> events.Finding | None:
         entry = rows.entry(places[0])
-        time = events.rfc3339(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.time_us))
+        time = stamps.rfc3339(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.time_us))
         return self.see(
             _sight(rows, places, "clock_skew", f"clock_skew/{entry.agent or ''}"), clock_ms, severity="info",
             title=f"the clock of {entry.agent or entry.source} says {time[:19]}, the broker's does not",
-            evidence={"time": time, "received": events.rfc3339_ms(entry.received_ms)},
+            evidence={"time": time, "received": stamps.rfc3339_ms(entry.received_ms)},
             suggestion="set the machine's clock; budgets and retention go by the broker's",
             **_whose(entry),
         )  # fmt: skip

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from banksman import codec, events
+from banksman import codec, events, stamps
 from banksman.processors.findings import record_id
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def of_record(
         why = f"{_cut(why, MOST_WHY - 100)}; the letter holds the first {MOST_VALUE} of its {len(value)} bytes"
     letter = codec.encode(
         events.Dead(
-            v=1, time=events.rfc3339_ms(received_ms), error=_cut(why, MOST_WHY), topic=full_topic, partition=partition,
+            v=1, time=stamps.rfc3339_ms(received_ms), error=_cut(why, MOST_WHY), topic=full_topic, partition=partition,
             offset=offset, key=_shown(key, MOST_TEXT), value=base64.b64encode(value[:MOST_VALUE]).decode(),
             headers=_fitting(headers),
         )

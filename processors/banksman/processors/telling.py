@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from banksman import bus, codec, events
+from banksman import bus, codec, events, stamps
 from banksman.errors import Unavailable
 from banksman.topics import Topic
 
@@ -50,7 +50,7 @@ class Teller:
 
     async def _letter(self, letter: Letter) -> None:
         made = self._signer.headers(
-            self._dead.topic, b"", letter.value, id=letter.id, kind="dead", time=events.rfc3339_ms(letter.received_ms),
+            self._dead.topic, b"", letter.value, id=letter.id, kind="dead", time=stamps.rfc3339_ms(letter.received_ms),
             source=self._source,
         )  # fmt: skip
         await _acknowledged(self._dead, b"", letter.value, made)

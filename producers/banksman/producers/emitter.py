@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from banksman.errors import InvalidInput, Unavailable
-from banksman.events import is_name, uuid7
+from banksman.events import is_name
 from banksman.producers import snapshot
 from banksman.producers.asking import Asker, Decision, nobody
 from banksman.producers.http_transport import HttpTransport
@@ -28,6 +28,7 @@ from banksman.producers.outbox import Bounds, Outbox, Stats
 from banksman.producers.record import Recorder, jsonable
 from banksman.producers.session import Session
 from banksman.signing import Credential, parse_credential
+from banksman.stamps import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,10 +6,10 @@ import re
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from banksman.events import rfc3339
 from banksman.producers.connection import Connection, address, clock
 from banksman.producers.transport import Away, NotLetIn, Rejected
 from banksman.signing import Credential
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

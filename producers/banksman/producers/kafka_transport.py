@@ -24,10 +24,10 @@ from aiokafka.errors import (
 )
 
 from banksman import bus
-from banksman.events import rfc3339
 from banksman.log import hush_kafka
 from banksman.producers.transport import Away, NotLetIn, Rejected
 from banksman.signing import SENT, Credential, parse_credential
+from banksman.stamps import rfc3339
 from banksman.topics import Topic
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from banksman import codec
@@ -19,6 +18,7 @@ from banksman.errors import BanksmanError, InvalidEvent
 from banksman.producers import snapshot
 from banksman.redact import Redactor
 from banksman.signing import Mac, digest_by
+from banksman.stamps import rfc3339_ns
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Recorder:
         name, nanoseconds, fields = snapshot.give(taken)
         if not 0 < self._latest - nanoseconds < STEP_NS:
             self._latest = nanoseconds
-        event: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339(self._latest), **self._who, "source": source}
+        event: dict[str, Any] = {"v": 1, "id": name, "time": rfc3339_ns(self._latest), **self._who, "source": source}
         event |= {key: item for key, item in jsonable(fields).items() if item is not None or key == UNRECORDED}
         event["id"] = name
         if event.get("kind") == "tool.call":
@@ -103,17 +103,6 @@ class Recorder:
                 event["outcome_hash"] = self._digest(masked(error).encode())
             elif known:
                 event["outcome_hash"] = event["result_hash"]
-
-
-def rfc3339(nanoseconds: int) -> str:
-    """A moment since 1970 as it stands on the wire."""
-    second, rest = divmod(nanoseconds, 1_000_000_000)
-    return f"{_second(second)}.{rest // 1000:06d}Z"
-
-
-@lru_cache(maxsize=8)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def refused_line(payload: bytes, why: str) -> bytes:
