@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,22 @@ PARTITIONS = 2
 def child_environment() -> dict[str, str]:
     """What a child process of a test sees: nothing of BANKSMAN_*."""
     return {name: value for name, value in os.environ.items() if not name.startswith("BANKSMAN_")}
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and return when every thread stands still: until then one may go on answering."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 10
+    while not all(_stands(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < end, f"{pid} goes on"
+        time.sleep(0.005)  # between two looks
+
+
+def _stands(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+        return True
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import BANKSMAN, Ran, Shell
 from tests.enforcer.conftest import ask, environment_of, until
-from tests.servers import PARTITIONS, Broker, ClickHouseServer, child_environment
+from tests.servers import PARTITIONS, Broker, ClickHouseServer, child_environment, freeze
 
 from banksman import settings
 from banksman.local import children
@@ -403,7 +403,7 @@ def test_a_policy_that_does_not_load_is_a_red_line_until_it_does(deployed: Deplo
 
 
 def test_an_archiver_that_stands_still_is_seen(deployed: Deployment) -> None:
-    deployed.services["archiver"].send_signal(signal.SIGSTOP)
+    freeze(deployed.services["archiver"].pid)
     try:
         notes = [{"session": "frozen", "kind": "note", "text": str(n)} for n in range(50)]
         deployed.acts("seller", *notes)

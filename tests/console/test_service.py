@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.console.conftest import Stand
 from tests.enforcer.conftest import until
-from tests.servers import Broker, ClickHouseServer
+from tests.servers import Broker, ClickHouseServer, freeze
 
 from banksman.events import Finding
 from banksman.stamps import rfc3339, uuid7
@@ -212,7 +212,7 @@ def test_limits_of_sql(stand: Stand) -> None:
 @pytest.mark.slow
 def test_clickhouse_frozen_killed_and_back(stand: Stand, clickhouse_server: ClickHouseServer) -> None:
     assert clickhouse_server.process is not None
-    clickhouse_server.process.send_signal(signal.SIGSTOP)
+    freeze(clickhouse_server.process.pid)
     try:
         began = time.monotonic()
         assert stand("GET", "/v1/sessions", token=stand.desk.viewer, timeout=30).status == 503

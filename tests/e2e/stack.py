@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tests.e2e import checker, load
 from tests.e2e.outside import all_stored, answers, ask, decided_since, until
-from tests.servers import child_environment
+from tests.servers import child_environment, freeze
 
 from banksman import provision, settings
 from banksman.cli.bootstrap import ensure_admin
@@ -92,9 +91,7 @@ class Stack:
 
     def freeze(self, name: str) -> float:
         """SIGSTOP -> the moment at which it stood still, seconds since 1970."""
-        process = psutil.Process(self._process(name).pid)
-        process.suspend()
-        until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} stands still")
+        freeze(self._process(name).pid)
         return time.time()
 
     def thaw(self, name: str) -> float:

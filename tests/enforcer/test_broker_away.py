@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.enforcer.conftest import Answer, Desk, Enforcer, Shop, Tape, make_desk, open_shop, until
-from tests.servers import Broker
+from tests.servers import Broker, freeze
 
 from banksman.stamps import uuid7
 from banksman.topics import Topic
@@ -22,7 +22,7 @@ from banksman.topics import Topic
 @contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
     """Its connections stay open, and nothing is answered."""
-    broker.process.send_signal(signal.SIGSTOP)
+    freeze(broker.process.pid)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from tests.enforcer.conftest import PUSH, Desk, Enforcer, until
+from tests.servers import freeze
 
 LONG_S, SHORT_S = 5, 2
 
@@ -18,7 +19,7 @@ def test_a_frozen_replica_with_a_longer_lease_is_waited_for(desk: Desk, make_enf
     until(lambda: len(short("GET", "/v1/status", token=desk.admin).body["replicas"]) == 2, 20)
     until(lambda: long("POST", "/v1/decide", PUSH, token=token).status == 200, 20)
     assert long.process is not None
-    long.process.send_signal(signal.SIGSTOP)
+    freeze(long.process.pid)
     try:
         began = time.monotonic()
         rotated = short("POST", "/v1/agents/buyer/rotate", token=desk.admin, timeout=30)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.processors.conftest import Archive
-from tests.servers import ClickHouseServer
+from tests.servers import ClickHouseServer, freeze
 
 from banksman import bus, signing, stamps
 from banksman.topics import Topic
@@ -120,7 +120,7 @@ def test_two_archivers_one_frozen(archive: Archive) -> None:
     frozen = archive.start()
     archive.publish(*[archive.action(text=str(n)) for n in range(200)])
     archive.until(lambda: archive.count() == 200)
-    frozen.send_signal(signal.SIGSTOP)
+    freeze(frozen.pid)
     archive.publish(*[archive.action(text=str(n)) for n in range(200, 1200)])
     archive.start()
     archive.until(lambda: archive.count() >= 1200)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from tests.processors.conftest import Archive
-from tests.servers import Broker
+from tests.servers import Broker, freeze
 
 from banksman.processors.archiver import CLOSE_S
 from banksman.processors.patience import GRACE_S
@@ -27,7 +27,7 @@ def test_few_words_and_a_quick_end(archive: Archive, broker: Broker, how: str) -
     if how == "gone":
         broker.kill()
     else:
-        broker.process.send_signal(signal.SIGSTOP)
+        freeze(broker.process.pid)
     try:
         if how == "gone":
             archive.until(lambda: len(log.read_text().splitlines()) > before)

@@ -22,7 +22,7 @@ from tests.processors.between import (
 )
 from tests.processors.conftest import Archive
 from tests.processors.test_hostile import letters
-from tests.servers import ClickHouseServer
+from tests.servers import ClickHouseServer, freeze
 
 from banksman import signing, stamps
 from banksman.processors.archiver import CLOSE_S
@@ -161,7 +161,7 @@ def test_frozen_and_told_to_stop(archive: Archive, clickhouse_server: ClickHouse
     process = archive.start()
     publish(archive, range(5))
     archive.until(lambda: places(archive) == 5)
-    clickhouse_server.process.send_signal(signal.SIGSTOP)
+    freeze(clickhouse_server.process.pid)
     try:
         publish(archive, range(5, 505))
         consumed = archive.folder / "archiver0.log"
