@@ -46,7 +46,7 @@ class Stack:
         _answers(f"{self.clickhouse.clickhouse}/ping")
 
     def archiver(self) -> subprocess.Popen[bytes]:
-        return self.service("banksman.processors")
+        return self.service("banksman.processors.archiver")
 
     def service(self, module: str, **more: str) -> subprocess.Popen[bytes]:
         """One of the services; its log is named as it."""
@@ -105,18 +105,27 @@ class Stack:
 
 
 @contextlib.contextmanager
+def broker(folder: Path) -> Iterator[tuple[kafka.Node, subprocess.Popen[bytes]]]:
+    """A broker that answers, with its data under `folder`."""
+    node = kafka.Node(
+        folder / "kafka", java=java.find_java(), jars=jars.fetch(jars.cache_folder()), port=kafka.free_port(),
+        users={"service": secrets.token_hex(8), "agent": secrets.token_hex(8)},
+    )  # fmt: skip
+    (folder / "kafka").mkdir()
+    node.prepare()
+    process = children.spawn(node.argv(), log=node.log, env=dict(os.environ))
+    try:
+        asyncio.run(node.ready())
+        yield node, process
+    finally:
+        end(process)
+
+
+@contextlib.contextmanager
 def stack() -> Iterator[Stack]:
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as running:
         folder = Path(made)
-        node = kafka.Node(
-            folder / "kafka", java=java.find_java(), jars=jars.fetch(jars.cache_folder()), port=kafka.free_port(),
-            users={"service": secrets.token_hex(8), "agent": secrets.token_hex(8)},
-        )  # fmt: skip
-        (folder / "kafka").mkdir()
-        node.prepare()
-        broker = children.spawn(node.argv(), log=node.log, env=dict(os.environ))
-        running.callback(end, broker)
-        asyncio.run(node.ready())
+        node, process = running.enter_context(broker(folder))
         password, port = secrets.token_urlsafe(16), kafka.free_port()
         write_users(folder / "users.json", {"admin": (password, False), "analyst": (password, True)})
         argv = [sys.executable, "-m", "banksman.local.chdb", "--path", str(folder / "chdb"), "--port", str(port)]
@@ -127,7 +136,7 @@ def stack() -> Iterator[Stack]:
         kafka_settings = node.settings(topic_prefix="bench.", partitions=PARTITIONS)
         asyncio.run(provision.create_topics(kafka_settings))
         secret = signing.create_secret(folder / "secret.json")
-        made_here = Stack(kafka_settings, clickhouse, secret, folder, {"kafka": broker}, argv)
+        made_here = Stack(kafka_settings, clickhouse, secret, folder, {"kafka": process}, argv)
         made_here.start_engine()
         running.callback(lambda: end(made_here.running["clickhouse"]))
         migrate(clickhouse)

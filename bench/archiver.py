@@ -12,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from archive_stack import Stack, cpu_seconds, machine, resident_mb, stack
 
-from banksman.processors.batches import Batch
-from banksman.processors.blocks import blocks
-from banksman.processors.rows import RowMaker
+from banksman.batches import Batch
+from banksman.processors.archiver.blocks import blocks
+from banksman.processors.archiver.pieces import pieces
+from banksman.processors.archiver.rows import RowMaker, Rows
 from banksman.signing import Verifier
 from banksman.store.client import Store
 from banksman.store.prices import load_prices
@@ -35,7 +36,6 @@ def main() -> None:
     ]
     with stack() as made:
         asyncio.run(made.fill(count))
-        plain_rate, plain_us, make_us, encode_us = plain(made)
         reader = made.reader()
         where = "WHERE partition < 9 AND topic = 'actions'"
         database = made.clickhouse.clickhouse_database
@@ -63,6 +63,7 @@ def main() -> None:
         full_mb = resident_mb(process.pid)
         process.terminate()
         process.wait(30)
+        plain_rate, plain_us, make_us, encode_us = plain(made)  # last: what it inserts is merged for a while
     rate = (count - already) / (ended - first)
     us = 1e6 / count
     cpu_us = cpu / (count - already) * 1e6
@@ -92,8 +93,12 @@ def plain(made: Stack) -> tuple[float, float, float, float]:
     gc.disable()  # as in the archiver
     began = time.process_time()
     received = time.time_ns() // 10**6
-    batches = [Batch(received, 0, 0, list(DefaultRecordBatch(data))) for data in packed]
-    ready, wrong = maker.rows(batches, Topic.ACTIONS, topic, 9)
+    ready: list[Rows] = []
+    wrong = 0
+    for piece in pieces([Batch(received, 0, 0, data) for data in packed]):
+        made_now, buried = maker.rows(piece, Topic.ACTIONS, topic, 9)
+        ready += made_now
+        wrong += len(buried)
     make_us = (time.process_time() - began) / BLOCK * 1e6
     assert not wrong
     [block] = blocks([ready])

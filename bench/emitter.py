@@ -6,7 +6,8 @@ calls: the time of one `tool_call` with arguments (about 450 bytes), in a burst 
 side there (a process of its own that takes everything) and away. Beside each stands what anybody would pay, measured in
 turn with it: reading the clock, and putting a dict into a `queue.SimpleQueue`. Paced, the thread comes out of a sleep into
 cold caches, and so does the floor. The emitter's threads share the interpreter meanwhile: where they get in the way it is
-in these numbers.
+in these numbers. Then what the process costs: CPU while it reports (the emitter's threads and this script together), and,
+once nothing is reported any more, how often the emitter's threads wake up.
 
 outage: a broker and an enforcer, an agent that reports 200 times a second; both are killed with -9 and stay away, in the
 middle the agent is killed with -9 and started again. The agent writes down every report once its call has returned, with
@@ -49,6 +50,7 @@ ARGS = {"path": "/srv/data/17", "flags": ["-l", "-a"], "query": "select * from t
 RATE = 200
 PACED, BURST, ROUND = 4000, 20_000, 1000
 LIMIT_US = 50
+IDLE_S = 5.0
 PROMISED_S = 0.020
 PARTITIONS = 4
 
@@ -118,6 +120,22 @@ def burst(calls: list[Call]) -> None:
                 call()
 
 
+def wakes() -> int:
+    """How often threads of this process but this one have gone to sleep so far."""
+    tasks = (
+        path.read_text() for path in Path("/proc/self/task").glob("*/status") if path.parent.name != str(os.getpid())
+    )
+    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in tasks)
+
+
+def idle() -> str:
+    """What a quiet emitter costs."""
+    time.sleep(1.0)  # the last of the reports are on their way
+    woken, used = wakes(), time.process_time()
+    time.sleep(IDLE_S)
+    return f"{(wakes() - woken) / IDLE_S:.1f} wake-ups/s and {(time.process_time() - used) / IDLE_S:.2%} of a core when idle"
+
+
 def costs() -> list[str]:
     lines = [f"{'microseconds':36} {'':>8} {'p50':>8} {'p99':>8} {'p99.9':>8}   of SimpleQueue.put"]
     credential, _ = new_credential(Secret({1: b"b" * 32}, 1), "bench", "buyer")
@@ -141,12 +159,16 @@ def costs() -> list[str]:
                 for _ in range(200):  # both sides know each other, the interpreter its code
                     report()
                 emitter.flush(5 if there == "there" else 0.5)
+                used, began = time.process_time(), time.monotonic()
                 run([clock, floor, ours])
+                used, lasted = time.process_time() - used, time.monotonic() - began
                 for call in (clock, floor, ours):
                     ratios = " ".join(f"{call.us(share) / floor.us(share):.1f}" for share in (0.5, 0.99))
                     told = f"   {ratios} at p50 p99" if call is ours else ""
                     figures = " ".join(f"{call.us(share):8.1f}" for share in (0.5, 0.99, 0.999))
                     lines.append(f"{call.name:36} {how:>8} {figures}{told}")
+                if run is paced:
+                    lines.append(f"  {used / lasted:.1%} of a core at {RATE}/s; {idle()}")
                 if dropped := emitter.stats().dropped:
                     lines.append(f"  {dropped:,} of them were dropped and counted: 100,000 wait in memory at most")
                 within.append(ours.us(0.99) <= LIMIT_US)

@@ -122,7 +122,7 @@ def _wrk(
             " end\n"
         )
         script.flush()
-        argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", script.name, url]
+        argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", script.name, url]
         out = subprocess.run(
             ["taskset", "-c", str(OTHER_CORE), *argv], capture_output=True, text=True, check=True
         ).stdout

@@ -12,7 +12,7 @@ from banksman.store.client import Store
 AGENTS = 200
 ROWS_A_SESSION = 100
 DAYS = 30
-CHUNK = 1_000_000
+CHUNK = 250_000
 
 _INSERT = """
 INSERT INTO `{database}`.events

@@ -20,7 +20,7 @@ from banksman.cli.client import Client
 from banksman.local.kafka import free_port
 
 BANKSMAN = [sys.executable, "-P", "-m", "banksman.cli.main"]
-SERVICES = ("kafka", "clickhouse", "enforcer", "archiver", "console")
+SERVICES = ("kafka", "clickhouse", "enforcer", "archiver", "processors", "notifier", "console")
 
 
 def until(condition: Callable[[], object], seconds: float = 60, saying: Callable[[], str] = str) -> None:

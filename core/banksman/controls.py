@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from banksman.events import AgentRestored, AgentRevoked, ProjectPaused, ProjectResumed, SessionKilled
 
@@ -20,6 +20,10 @@ class InForce:
     at: str
     by: str | None
     reason: str | None
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"kind": self.kind, "by": self.by, "reason": self.reason, "at": self.at}
 
 
 class Controls:
@@ -51,10 +55,22 @@ class Controls:
             return False
         return True
 
+    def first(self, project: str, agent: str, session: str) -> InForce | None:
+        """The first of what `on` gives. Asked for every decision."""
+        return self.killed.get((agent, session)) or self.revoked.get(agent) or self.paused.get(project)
+
     def on(self, project: str | None, agent: str, session: str | None) -> list[InForce]:
         """What holds for a session of an agent: its own kill first, then the agent's, then the project's."""
         found = (self.killed.get((agent, session or "")), self.revoked.get(agent), self.paused.get(project or ""))
         return [one for one in found if one is not None]
+
+    def told(self) -> dict[str, Any]:
+        """What is in force, for people: killed sessions, which only grow in number, as how many there are."""
+        return {
+            "revoked": [{"agent": name} | one.told() for name, one in sorted(self.revoked.items())],
+            "paused": [{"project": name} | one.told() for name, one in sorted(self.paused.items())],
+            "killed": len(self.killed),
+        }
 
 
 def _in_force(event: AgentRevoked | SessionKilled | ProjectPaused, offset: int) -> InForce:

@@ -15,9 +15,11 @@ import msgspec
 from banksman.topics import Topic
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}"
+UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 is_name = re.compile(NAME).fullmatch
 """Truthy for names of projects, agents, sessions and operators: they end up in URLs, commands and Slack."""
+is_uuid = re.compile(UUID).fullmatch
 
 
 def _whole(pattern: str) -> msgspec.Meta:
@@ -26,7 +28,7 @@ def _whole(pattern: str) -> msgspec.Meta:
 
 
 _NAME = _whole(NAME)
-_UUID = _whole("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID = _whole(UUID)
 _UUID7 = _whole("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _TIME = _whole(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
@@ -353,6 +355,40 @@ class PolicyRemoved(Control, tag="policy.removed", kw_only=True, omit_defaults=T
     replica: str
 
 
+class Voters(msgspec.Struct, omit_defaults=True, frozen=True):
+    """Who must say yes: `min` of the people in `any`; an empty `any`: anybody with the role approver."""
+
+    any: list[str] = []
+    min: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class ApprovalOpened(Control, tag="approval.opened", kw_only=True, omit_defaults=True):
+    """An approval can be voted on: what it is about, and whose yes it takes. `approval.requested` tells the session's story of
+    it; this one is what every replica judges votes and uses by.
+    """
+
+    project: Name
+    agent: Name
+    session: Name
+    approval: str
+    service: str
+    action: str
+    resource: str | None = None
+    branch: str | None = None
+    args: dict[str, Any] | None = None
+    args_hash: str | None = None
+    rule: str | None = None
+    policy_version: str | None = None
+    owner: str | None = None
+    asked: str | None = None
+    """The agent's own words for why it wants this."""
+    resource_hash: str | None = None
+    """Where the resource is not shown as it was asked, because it held a secret: what tells it from others."""
+    voters: list[Voters] = []
+    """Every one of these must be satisfied."""
+    expires_at: Time
+
+
 class Vote(Control, tag="vote", kw_only=True, omit_defaults=True):
     """An operator's answer to an approval, judged in offset order."""
 
@@ -393,14 +429,26 @@ class Budget(Event, tag="budget", kw_only=True, omit_defaults=True):
     project: Name
     agent: Name
     window: str
+    """The day, in the policy's time zone."""
     unit: Literal["tokens", "usd"]
     spent: float
     limit: float | None = None
     fraction: float | None = None
     burn: float | None = None
+    """How fast it was spent in the last hour: 1 is what a whole day can go on with."""
     exhausted_at: Time | None = None
     resets_at: Time | None = None
     offsets: dict[str, int] = {}
+    """The last record of each partition that is counted in."""
+
+
+class Watermark(Event, tag="watermark", kw_only=True, omit_defaults=True):
+    """Of a partition of `actions` and `decisions`, all is counted that came up to `lag_ms` before this record. Not archived."""
+
+    topic = Topic.LIMITS
+    partition: Count
+    lag_ms: Annotated[float, msgspec.Meta(ge=0)]
+    worker: str
 
 
 class Finding(Event, tag="finding", kw_only=True, omit_defaults=True):
@@ -416,9 +464,13 @@ class Finding(Event, tag="finding", kw_only=True, omit_defaults=True):
     session: str | None = None
     evidence: dict[str, Any] = {}
     suggestion: str | None = None
+    owner: str | None = None
+    """Who answers for the agent, as its policy says."""
     count: Count = 1
     first_seen: Time | None = None
     last_seen: Time | None = None
+    over: bool = False
+    """What was seen under this fingerprint is over: told by whoever saw it."""
 
 
 class Alert(Finding, tag="alert", kw_only=True, omit_defaults=True):
@@ -450,8 +502,8 @@ KINDS: dict[str, type[Event]] = {
         Decision, ApprovalRequested, ApprovalApproved, ApprovalDenied, ApprovalExpired, ApprovalUsed, DecisionVoid,
         AgentEnrolled, AgentRotated, AgentRevoked, AgentRestored, OperatorEnrolled,
         SessionKilled, ProjectPaused, ProjectResumed,
-        PolicyLoaded, PolicyRejected, PolicyRemoved, Vote, Claim, Replica,
-        Budget, Finding, Alert, AlertResolved,
+        PolicyLoaded, PolicyRejected, PolicyRemoved, ApprovalOpened, Vote, Claim, Replica,
+        Budget, Watermark, Finding, Alert, AlertResolved,
     )
 }  # fmt: skip
 """Every kind of event and its model."""

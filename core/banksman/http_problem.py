@@ -59,6 +59,10 @@ class Problem(Exception):
         made.extend((name.lower().encode(), value.encode()) for name, value in self._headers.items())
         return made
 
+    def head(self) -> bytes:
+        """The same as lines."""
+        return b"".join([b"%b: %b\r\n" % pair for pair in self.headers()])
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it: a problem is an ASGI application of its own."""
         await _let_finish(scope, receive)

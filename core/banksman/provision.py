@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE_S = 30.0
+_log = logging.getLogger("banksman")
 T = TypeVar("T")
 
 
@@ -152,3 +154,12 @@ async def check_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> dict
     if wrong:
         raise BadDeployment("Kafka is not configured as banksman needs it: " + "; ".join(wrong))
     return partitions
+
+
+async def await_topics(settings: Kafka) -> dict[Topic, int]:
+    """As `check_topics`, for as long as there is no broker to ask."""
+    while True:
+        try:
+            return await check_topics(settings)
+        except BrokerAway as error:
+            _log.warning("waiting for Kafka: %s", error)

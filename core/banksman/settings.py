@@ -34,7 +34,7 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SECRET_FIELDS = frozenset(
-    ("kafka_password", "clickhouse_password", "clickhouse_reader_password", "token", "operator_token")
+    ("kafka_password", "clickhouse_password", "clickhouse_reader_password", "token", "operator_token", "slack_token")
 )
 
 
@@ -187,7 +187,54 @@ class Enforcer(Concern, frozen=True, kw_only=True):
         10000
     )
     agent_approvals: Annotated[int, _about("Approvals that one agent may have pending.", ge=1)] = 100
+    budget_stale_s: Annotated[
+        float,
+        _about(
+            "How old what is known of spending may be before agents whose budget denies or asks get 503 `budget_unknown`.",
+            gt=0,
+        ),
+    ] = 30.0
     max_body: Annotated[int, _about("Largest request body in bytes, after decompression.", ge=1024)] = 8 * 1024 * 1024
+
+
+class Worker(Concern, frozen=True, kw_only=True):
+    """A worker of the processors."""
+
+    worker: Annotated[
+        str,
+        _about(
+            "A stable name of this worker: one that comes back under it within its session has its partitions back at once."
+        ),
+    ] = ""
+    worker_session_s: Annotated[
+        float,
+        _about(
+            "How long a worker may be away before others have its partitions; the broker's group.min.session.timeout.ms (6 s "
+            "where nobody changed it) is the least.",
+            ge=1,
+            le=300,
+        ),
+    ] = 6.0
+
+
+class Slack(Concern, frozen=True, kw_only=True):
+    """Where the notifier tells people."""
+
+    slack_token: Annotated[
+        str, _about("Bot token (xoxb-…), better in a file. Without one alerts are told in the notifier's log.")
+    ] = ""
+    slack_token_file: Annotated[str, _about("File that holds the bot token.")] = ""
+    slack_channel: Annotated[
+        str, _about("Channel of what no policy names a channel for: #name, or its id.", examples=["C0123456789"])
+    ] = "#banksman-alerts"
+    slack_url: Annotated[str, _about("Where Slack's Web API is.")] = "https://slack.com/api/"
+    slack_timeout_s: Annotated[
+        float, _about("How long Slack may take to answer; then what was sent is looked for.", gt=0)
+    ] = 10.0
+
+    def bot_token(self) -> str:
+        """The bot token, from where it stands; "": nowhere."""
+        return self.slack_token or _read(self.slack_token_file, "BANKSMAN_SLACK_TOKEN_FILE")
 
 
 class Console(Concern, frozen=True, kw_only=True):
@@ -236,7 +283,18 @@ class Local(Concern, frozen=True, kw_only=True):
     maven_mirror: Annotated[str, _about("Where the jars come from, instead of Maven Central.")] = ""
 
 
-CONCERNS: tuple[type[Concern], ...] = (Kafka, ClickHouse, Secrets, Listener, Enforcer, Console, Client, Local)
+CONCERNS: tuple[type[Concern], ...] = (
+    Kafka,
+    ClickHouse,
+    Secrets,
+    Listener,
+    Enforcer,
+    Worker,
+    Slack,
+    Console,
+    Client,
+    Local,
+)
 
 
 def load(concern: type[S], environ: Mapping[str, str] | None = None, file: Path | None = None) -> S:

@@ -70,7 +70,7 @@ SPECS: dict[Topic, TopicSpec] = {
         ),
         TopicSpec(
             Topic.LIMITS,
-            "what every agent has spent of its budgets",
+            "what every agent has spent of its budgets, and up to when that is counted",
             1,
             compact=True,
             config=_SMALL_SEGMENTS,

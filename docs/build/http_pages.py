@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from event_pages import fields_table
 
+from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
+from banksman.enforcer.inbox import Verdict
 from banksman.enforcer.openapi import document
 from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODELS = {
-    model.__name__: model for model in (Question, ReplayedQuestion, ExplainQuestion, Answer, NewAgent, NewOperator)
+    model.__name__: model
+    for model in (Question, ReplayedQuestion, ExplainQuestion, Answer, NewAgent, NewOperator, Act, Verdict)
 }
 INTRO = """# The enforcer over HTTP
 
@@ -39,6 +42,23 @@ The same question again (same `id`, same body, within ten minutes) gets the same
 `valid_until` is the end of the lease under which was answered: who has not acted by then asks again. `POST /v1/events` is answered when
 Kafka has the events; a batch of which one is refused is refused whole. With an admin's token and `Banksman-Replay: RUN` both take what
 [`banksman replay`](replay.md) sends.
+
+`kill`, `revoke`, `restore`, `pause` and `resume` are answered when no replica can answer without knowing of them: `in_force` of
+`replicas` said so, `fenced` names those that did not and whose lease has run out since, so that they answer nothing before they know.
+A 503 means that it may or may not be in force: say it again. From then on what is asked gets a recorded `deny` with the reason
+`killed`, `revoked` or `paused`, and as `rule` the place of the control on the log (`control/4711`); an answer that was under way
+becomes a 503. Events are taken all the same: what a stopped agent did is what one wants to know. See [promises](../promises.md) for
+what this does not cover.
+
+An agent that has spent its budget gets what its policy wants then, `deny` or `approve` with the reason `exhausted`, the rule
+`budget/tokens` or `budget/usd`, and `budget`: what is spent, of what, until when. Where nobody has counted lately it is a 503 that begins
+with `budget_unknown`.
+
+An `approve` names its approval. It is pending until the people whom the policy wants have said yes, one of them no, or `expires_at`
+has come; `GET /v1/approvals/{approval}?wait=25` answers as soon as that is so. The same question with a new `id` and with `approval`
+is then an `allow` with the reason `approved`, if agent, session, operation and arguments are the same, the policy still asks for an
+approval, no control holds, and no other request was first: the `id` of the question is the request, and asked again it wins again, on
+any replica. Else it is a `deny` that says which of these it was.
 
 This page is made from `enforcer/banksman/enforcer/openapi.py` (`make docs`).
 """

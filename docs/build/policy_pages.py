@@ -49,8 +49,14 @@ agents:
 notify: {channel: "#payments-agents"}
 ```
 
-Loaded, checked and carried in the policy's version, but acted upon by later versions only: `budget`, `detect`, `notify` and
-`approvers`. Not in this version, and refused: """
+`budget`: what the agent may spend in a day that begins at midnight of `timezone`. Tokens are input + output + cache writes; USD is what
+the agent says, else what the price table gives. At `alert_threshold` somebody is told; when all is spent `on_exhausted` says what the
+agent gets for everything that it asks: `deny`, `approve` (a human says yes to each) or nothing but an alert. A new limit holds on the
+next request. `detect`: what an alert does besides telling: `kill` ends the session for good, `pause` stops the project until an operator
+resumes it. `notify.channel`: where in Slack the project's alerts go.
+
+`approvers`: `min` of the people in `any` have to say yes, within `expires`; without `any` it is anybody with the role approver. In this
+version the names in `any` are those of operators: a group, as in the example above, can be approved by nobody yet. Not in this version, and refused: """
 
 MEANINGS = """
 ## How an operation is decided

@@ -140,6 +140,8 @@ def enforcer(**changes: Any) -> dict[str, Any]:
         ],
         "disagreements": [], "control": {"applied": 44}, "queue": {"waiting": 0, "bound": 4096}, "undelivered": 0, "dropped": 0,
         "decisions": {"allow": 10, "deny": 2, "approve": 1, "unrecorded": 0, "voids": 0}, "agents": 1, "operators": 2,
+        "controls": {"revoked": [], "paused": [], "killed": 0},
+        "budgets": {"counted": [{"partition": 0, "counted_s_ago": 0.4, "known": True}], "unknown": 0, "limited": True},
     }  # fmt: skip
     return made | changes
 

@@ -29,6 +29,7 @@ HEAVY = (
     "words",
     [
         ("--help",), ("status",), ("doctor",), ("now", "a"), ("watch",), ("sessions",), ("session", "s"), ("sql", "SELECT 1"),
+        ("kill", "s"), ("revoke", "a"), ("resume", "p"), ("approvals",), ("approve", "x"),
         ("agents",), ("agents", "add", "a", "--project", "p", "--owner", "o"), ("operators", "add", "o", "--role", "viewer"),
         ("now", "--help"), ("session", "--help"), ("serve", "--help"), ("migrate", "--help"),
     ],

@@ -216,3 +216,24 @@ def test_a_status_of_another_version(operator: Shell, well: Scribe, decides: Scr
     ran = operator("status")
     assert ran.code == 4
     assert "'queue'" in ran.err + ran.out
+
+
+def test_status_says_what_stands_still_and_how_to_lift_it(operator: Shell, well: Scribe, decides: Scribe) -> None:
+    held = {
+        "kind": "project.paused",
+        "by": "opal",
+        "reason": "invoices\x1b[2J went out twice",
+        "at": "2026-03-01T12:00:00.000000Z",
+    }
+    controls = {
+        "paused": [held | {"project": "shop"}],
+        "revoked": [held | {"kind": "agent.revoked", "agent": f"a{n}"} for n in range(7)],
+        "killed": 3,
+    }
+    decides.on["GET /v1/status"] = Reply(canned.enforcer(controls=controls))
+    ran = operator("status")
+    assert ran.code == 0  # somebody wanted it so
+    assert "project shop is paused by opal since 2026-03-01 12:00:00: invoices\\x1b[2J went out twice" in ran.out
+    assert "banksman resume shop" in ran.out
+    assert "banksman restore a4" in ran.out
+    assert "and 2 more agents" in ran.out

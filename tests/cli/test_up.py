@@ -20,7 +20,7 @@ import psutil
 import pytest
 from tests.running_up import SERVICES, Up, gone, until
 
-from banksman.stamps import uuid7
+from banksman.stamps import rfc3339, uuid7
 
 POLICY = """\
 project: shop
@@ -29,6 +29,10 @@ owner: payments-team
 agents:
   buyer:
     allow: [{service: git, actions: [push], resources: ["acme/billing"], branches: ["feature/*"]}]
+    require_approval: [{service: git, actions: [push], branches: [main]}]
+  spender:
+    allow: [{service: git, actions: [push], resources: ["acme/billing"], branches: ["feature/*"]}]
+    budget: {daily_tokens: 1000}
 """
 PUSH = {"session": "s1", "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/a"}
 
@@ -154,8 +158,78 @@ def world(up: Up) -> dict[str, object]:
         "policies": [row["policy_version"] for row in enforcer.get("/v1/status")["policies"]],
         "decisions": sorted(str(row["id"]) for row in up.rows("kind = 'decision'")),
         "operators": sorted(str(row["id"]) for row in up.rows("kind = 'operator.enrolled'")),
+        "controls": enforcer.get("/v1/status")["controls"],
         "token": up.admin_token(),
     }
+
+
+def test_what_is_stopped_is_seen_to_be_and_stays_so(up: Up, credential: str) -> None:
+    """`kill` finds out whose session it is; nobody has to know which replica or service to ask."""
+    session = f"doomed-{uuid7()[-12:]}"
+
+    def decision(session: str) -> dict[str, Any]:
+        told: dict[str, Any] = up.enforcer(credential).post("/v1/decide", PUSH | {"session": session})
+        return told
+
+    first = decision(session)
+    assert first["decision"] == "allow"
+    until(lambda: up.rows(f"id = '{first['id']}'"))
+    ran = up.banksman(f"kill {session} -m 'pushes to the wrong branch'")
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(rf"session {session} of buyer is killed: in force on 1/1 enforcers in \d+ ms\n", ran.stdout)
+    assert "banksman revoke buyer" in ran.stderr
+    assert decision(session)["reason"] == "killed"
+    assert decision("another")["decision"] == "allow"
+    told = up.banksman(f"session {session}").stdout
+    assert "killed" in told
+    assert "pushes to the wrong branch" in told
+    try:
+        assert up.banksman("pause shop").returncode == 0
+        assert "project shop is paused by admin" in up.banksman("status").stdout
+        assert decision("another")["reason"] == "paused"
+        assert up.process is not None
+        up.process.kill()
+        up.process.wait(10)
+        up.process = None
+        up.start()
+        assert decision(session)["reason"] == "killed"
+        assert decision("another")["reason"] == "paused"
+    finally:
+        assert up.banksman("resume shop").returncode == 0
+    assert decision("another")["decision"] == "allow"
+    assert up.banksman("resume shop").returncode == 2
+
+
+def test_what_waits_and_what_is_spent_is_as_before_when_it_was_killed(up: Up, credential: str) -> None:
+    """A pending approval, today's budget, an open incident: told once, and not again."""
+    spender = up.enforcer().post("/v1/agents", {"agent": "spender", "project": "shop", "owner": "ann"})["token"]
+    pending = up.enforcer(credential).post("/v1/decide", PUSH | {"branch": "main", "args": {"n": 1}})["approval"]
+    event = {
+        "v": 1, "id": uuid7(), "time": rfc3339(), "kind": "model.call", "source": "test", "session": "s1", "model": "m",
+        "input_tokens": 5000,
+    }  # fmt: skip
+    up.enforcer(spender).post("/v1/events", event)
+
+    def reason() -> str:
+        return str(up.enforcer(spender).post("/v1/decide", PUSH)["reason"])
+
+    def alerts() -> list[dict[str, object]]:
+        return up.rows("kind = 'alert' AND agent = 'spender'")
+
+    until(lambda: reason() == "exhausted")
+    until(lambda: len(alerts()) == 1)
+    assert up.process is not None
+    up.process.kill()
+    up.process.wait(10)
+    up.process = None
+    up.start()
+    assert reason() == "exhausted"
+    assert "approve" in up.banksman(f"approve {pending} -m agreed").stdout
+    said = (up.data / "logs" / "notifier.log").read_text()
+    assert "1 incidents open, of 0 something is to be told" in said
+    up.enforcer(spender).post("/v1/events", event | {"id": uuid7(), "input_tokens": 1})
+    until(lambda: up.rows("kind = 'budget' AND agent = 'spender' AND raw LIKE '%5001%'"))
+    assert len(alerts()) == 1
 
 
 @pytest.mark.parametrize("how", ["killed", "Ctrl-C twice"])

@@ -76,23 +76,41 @@ async def test_each_record_once_in_order_with_the_offset_that_its_author_was_tol
         assert all(r.key == b"k" + r.value and r.headers == (("h", r.value),) for r in records)
 
 
+def flights(to: bus.Publisher) -> list[int]:
+    """How many records each batch has that leaves from here on."""
+    sizes: list[int] = []
+    send = to._producer.send_batch
+
+    async def counted(batch: Any, *more: Any, **named: Any) -> Any:
+        sizes.append(batch.record_count())
+        return await send(batch, *more, **named)
+
+    to._producer.send_batch = counted
+    return sizes
+
+
 async def test_what_comes_while_a_batch_is_in_flight_goes_into_the_next_one(bus_place: Bus) -> None:
     """No timer and no linger: a lone record leaves at once, those behind it leave together when it is acknowledged."""
     async with publisher(bus_place) as to:
         await to.put(0, b"k", b"first of all", NO_HEADERS)  # the producer knows its partitions from here on
-        sizes: list[int] = []
-        send = to._producer.send_batch
-
-        async def counted(batch: Any, *more: Any, **named: Any) -> Any:
-            sizes.append(batch.record_count())
-            return await send(batch, *more, **named)
-
-        to._producer.send_batch = counted
+        sizes = flights(to)
         lone = to.put(0, b"k", b"lone", NO_HEADERS)
         await true(lambda: sizes == [1])
         together = [to.put(0, b"k", b"%d" % n, NO_HEADERS) for n in range(500)]
         assert await asyncio.gather(lone, *together) == list(range(1, 502))
         assert sizes == [1, 500]
+
+
+async def test_of_much_that_waits_half_goes_at_once_where_authors_come_again(bus_place: Bus) -> None:
+    async with publisher(bus_place, halves=True) as to:
+        await to.put(0, b"k", b"first of all", NO_HEADERS)
+        sizes = flights(to)
+        lone = to.put(0, b"k", b"lone", NO_HEADERS)
+        await true(lambda: sizes == [1])
+        several = [to.put(0, b"k", b"%d" % n, NO_HEADERS) for n in range(150)]
+        assert await asyncio.gather(lone, *several) == list(range(1, 152))
+        assert sizes == [1, 75, 38, 32, 5]
+        assert [int(r.value) for r in (await log(bus_place))[2:]] == list(range(150))
 
 
 async def test_no_future_is_done_before_the_broker_has_the_record(bus_place: Bus) -> None:
@@ -192,6 +210,62 @@ async def test_deadlines_hold_while_the_broker_stands_still(bus_place: Bus) -> N
     assert values[:2] == [b"before", b"in flight"]
     assert b"queued" not in values
     assert landed == {"in_flight": 1}, "told of what came late, and of nothing else"
+
+
+class Waiter:
+    """One who waits without a future."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.told: list[Any] = []
+        self.gone, self.broken = False, broken
+
+    def acknowledged(self, offset: int) -> None:
+        self.told.append(offset)
+        if self.broken:
+            raise RuntimeError("a bug of one waiter")
+
+    def failed(self, error: Unavailable) -> None:
+        self.told.append(str(error))
+
+    def landed(self, offset: int) -> None:
+        self.told.append(("landed", offset))
+
+
+async def test_waiters_are_told_like_futures_and_all_of_a_batch_in_one_step(bus_place: Bus) -> None:
+    async with publisher(bus_place) as to:
+        assert await to.put(0, b"k", b"first", NO_HEADERS) == 0
+        waiters = [Waiter(broken=number == 7) for number in range(50)]  # which costs the others nothing
+        for waiter in waiters:
+            to.hand_over(0, b"k", b"together", NO_HEADERS, waiter)
+        last = to.put(0, b"k", b"last", NO_HEADERS)
+        assert await last == 51
+        assert [waiter.told for waiter in waiters] == [[offset] for offset in range(1, 51)]
+        assert to.pending == 0
+        assert not to._open, "what is over does not wait for the sweep"
+
+
+async def test_a_waiter_is_told_that_it_is_too_late_and_then_what_became_of_it(bus_place: Bus) -> None:
+    broker = bus_place.own()
+    in_flight, queued = Waiter(), Waiter()
+    async with publisher(bus_place, deadline=1.0) as to:
+        await to.put(0, b"k", b"before", NO_HEADERS)
+        java = psutil.Process(broker.process.pid)
+        java.suspend()
+        try:
+            await true(lambda: java.status() == psutil.STATUS_STOPPED)
+            to.hand_over(0, b"k", b"in flight", NO_HEADERS, in_flight)
+            await true(lambda: to._flights)
+            await asyncio.sleep(0)  # the flight has taken it
+            to.hand_over(0, b"k", b"queued", NO_HEADERS, queued)
+            await true(lambda: in_flight.told and queued.told)
+        finally:
+            java.resume()
+        await to.flush()
+    assert "not acknowledged within 1 s" in in_flight.told[0]
+    assert in_flight.told[1:] == [("landed", 1)]
+    assert "not acknowledged within 1 s" in queued.told[0]
+    assert queued.told[1:] == []
+    assert [r.value for r in await log(bus_place)] == [b"before", b"in flight"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tests.contracts.conftest import Place
 from tests.servers import ClickHouseServer
 
 from banksman.errors import BadDeployment, InvalidSetting, StoreAway
-from banksman.processors.rows import COLUMNS
+from banksman.processors.archiver.rows import COLUMNS
 from banksman.stamps import uuid7
 from banksman.store import native
 from banksman.store.client import BadData, BadQuestion, Store

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import rfc8785
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from banksman.canonical import MAX_INT, canonical, parse
+from banksman.canonical import MAX_INT, canonical, parse, parse_as
 from banksman.errors import InvalidInput
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -25,6 +26,41 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.di
 @given(values)
 def test_canonical_is_rfc_8785(value: Any) -> None:
     assert canonical(value) == rfc8785.dumps(value)
+
+
+class Model(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    size: int | None = None
+    args: dict[str, Any] | None = None
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["name", "size", "args", "other"]), values | st.dictionaries(texts, values)),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+@example([("name", "x"), ("args", {"a:": [1, {"b": ":"}]})], False)
+@example([("name", "x"), ("name", "y")], False)
+@example([("name", "x"), ("size", 2**53)], False)
+def test_straight_into_a_model_is_the_same_or_nothing(members: list[tuple[str, Any]], ascii_only: bool) -> None:
+    """Also with duplicate keys, unknown fields, nulls and numbers out of bounds, which `parse` and the model refuse."""
+    told = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=ascii_only)}" for name, value in members]
+    raw = ("{" + ", ".join(told) + "}").encode()
+    found = parse_as(raw, msgspec.json.Decoder(Model).decode)
+    try:
+        slowly = msgspec.convert(parse(raw), Model)
+    except (InvalidInput, msgspec.ValidationError):
+        assert found is None
+    else:
+        assert found in (None, slowly)
+
+
+def test_the_usual_body_goes_straight_into_its_model() -> None:
+    raw = b'{"name": "a: b", "args": {"depth": [1, {"x": ["::", 1.5, true]}]}}'
+    found = parse_as(raw, msgspec.json.Decoder(Model).decode)
+    assert found == Model("a: b", None, {"depth": [1, {"x": ["::", 1.5, True]}]})
 
 
 @given(values, st.sampled_from([None, 2]), st.booleans())

@@ -77,7 +77,7 @@ def masked(text: str) -> list[str]:
         (r"\b\d\d:\d\d:\d\d(\.\d+)?", "TIME"),
         (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\b", "ID"),
         (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "ID"),
-        (r"\d[\d,.]*( min)? (ms|s)\b", "LONG"),
+        (r"(\d+ min )?\d[\d,.]*( min)? (ms|s)\b", "LONG"),
         (r"(127\.0\.0\.1):\d+", r"\1:PORT"),
         (r"#[0-9a-f]{8}\b", "#ID"),
         (r"[\d,]+ a second", "RATE"),

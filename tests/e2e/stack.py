@@ -187,7 +187,7 @@ def make(folder: Path) -> Stack:
             folder / "chdb.log",
             lambda: answers(f"{clickhouse.clickhouse}/ping"),
         ),
-        "archiver": Program([*ours, "banksman.processors"], env, folder / "archiver.log", lambda: True),
+        "archiver": Program([*ours, "banksman.processors.archiver"], env, folder / "archiver.log", lambda: True),
     }
     for name in REPLICAS:
         # The first would wait long for an acknowledgement: what stops its late answers is the lease alone.

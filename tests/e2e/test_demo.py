@@ -42,7 +42,7 @@ def test_the_demo_interrupted_and_run_again_finds_every_record_once(tmp_path: Pa
     try:
         until(lambda: "  allow " in said.read_text() or first.poll() is not None, 120, said.read_text)
         family = psutil.Process(first.pid).children(recursive=True)
-        assert len(family) >= 8  # two servers, three services, three agents, a replay that may be over
+        assert len(family) >= 12  # two servers, five services, five agents, a replay that may be over
         first.send_signal(signal.SIGINT)
         assert first.wait(60) == 130
         gone(family)
@@ -79,6 +79,15 @@ def test_the_demo_interrupted_and_run_again_finds_every_record_once(tmp_path: Pa
     number = f"{len(recorded.records):,}"
     assert f"replayed   {number} of {number} records are in the audit log, each exactly once" in text
     assert re.search(r"live +(\d+) of \1 records are in the audit log, each exactly once", text)
+    assert "approvals  1 given, 1 used, each once" in text
+    assert re.search(r"operator  approves  claude-invoice-01: git push acme/billing main ", text)
+    killed = re.search(r"operator  kills     session (\S+) of deploy-bot-04: in force on 1/1 enforcers in \d+ ms", text)
+    assert killed
+    assert re.search(r"kills      1; afterwards 3 questions denied, 0 allowed", text)
+    assert "alerts     3 of 3 are in Slack and in the audit log" in text
+    for word in ("claude-report-02 has spent its budget", "test-runner-05, session", "claude-refunds-03, session"):
+        assert re.search(rf"^slack .*{word}", text, re.MULTILINE), word
+    assert re.search(r"detectors  killed 1 session, afterwards [1-9]\d* questions denied; [1-9]", text)
     assert "Traceback" not in text
     assert "WRONG" not in text
 

@@ -25,7 +25,7 @@ from tests.running_up import Up, gone
 from banksman import settings
 
 AGENTS = ("ann", "bob")
-FAULTS = ("enforcer", "archiver", "kafka", "clickhouse", "up")
+FAULTS = ("enforcer", "archiver", "processors", "notifier", "kafka", "clickhouse", "up")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def kill_up(up: Up) -> None:
     """Nobody else may be left then, and nobody is waited for by name: the whole family, and whoever has its data in hand."""
     assert up.process is not None
     family = up.family()
-    assert len(family) >= 5, "five children"
+    assert len(family) >= 7, "seven children"
     assert {up.process.pid, *up.pids().values()} <= {process.pid for process in traces(up)}
     up.process.kill()
     up.process.wait()

@@ -151,8 +151,8 @@ def scene(stand: Stand) -> Iterator[Scene]:
             for topic, count in ((Topic.ACTIONS, 5), (Topic.DECISIONS, 3)):
                 found = tape.wait(topic, lambda one: one.get("session") == "real", count)
                 made.real += [one | {"_topic": topic} for one in found]
-            (enrolled,) = tape.wait(Topic.CONTROL, lambda one: one.get("agent") == "buyer")
-            made.real.append(enrolled | {"_topic": Topic.CONTROL})
+            controls = tape.wait(Topic.CONTROL, lambda one: one.get("agent") == "buyer", 2)  # enrolled, approval opened
+            made.real += [one | {"_topic": Topic.CONTROL} for one in controls]
             for one in made.real:
                 made.wrote(Topic(one["_topic"]), one["_partition"], one["_offset"])
             made.stored()

@@ -15,12 +15,13 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from tests.servers import PARTITIONS, Broker, child_environment
 
 from banksman import bus, codec, provision, settings
@@ -290,8 +291,7 @@ class Tape:
 
     async def _read(self) -> None:
         topics = {self._kafka.topic(topic): topic for topic in Topic}
-        consumer = AIOKafkaConsumer(**self._kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
-        bus.calm(consumer._client)
+        consumer = bus.consumer(self._kafka, auto_offset_reset="earliest")
         await consumer.start()
         try:
             where: list[TopicPartition] = []
@@ -435,3 +435,18 @@ def raw_request(base: str, data: bytes, *, seconds: float = 5) -> bytes:
             if ended and (length is None or len(body) >= int(length[1])):
                 break
         return got
+
+
+@contextmanager
+def two_replicas(broker: Broker, folder: Path, **more: str) -> Iterator[tuple[Desk, Tape, Enforcer, Enforcer]]:
+    """Of one desk, both ready, all that is recorded read along."""
+    desk = make_desk(broker, folder)
+    one, two = (make_replica(desk, name, policies=None, **more) for name in ("one", "two"))
+    with Tape(desk.kafka) as tape:
+        try:
+            one.start()
+            two.start()
+            yield desk, tape, one, two
+        finally:
+            one.end()
+            two.end()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import signal
 import threading
 import time
@@ -42,6 +44,8 @@ def shop(broker: Broker, tmp_path: Path) -> Iterator[Shop]:
 def test_frozen(broker: Broker, shop: Shop) -> None:
     """503 within the deadline; what landed all the same is voided; then everything goes on."""
     assert shop.decide(session="before").status == 200
+    approval = shop.decide(session="before", branch="main").body["approval"]
+    until(lambda: shop("GET", f"/v1/approvals/{approval}", token=shop.desk.viewer).status == 200)
     until(lambda: shop("GET", "/v1/status", token=shop.desk.viewer).body["lease"]["seconds_left"] > 4)
     token = shop.desk.agents["buyer"].token
     with ThreadPoolExecutor(8) as pool, frozen(broker):
@@ -64,6 +68,13 @@ def test_frozen(broker: Broker, shop: Shop) -> None:
             shop("POST", "/v1/agents", {"agent": "x", "project": "p", "owner": "o"}, token=shop.desk.admin).status
             == 503
         )
+        for path, body in (
+            ("/v1/agents/buyer/revoke", {"reason": "now"}),
+            ("/v1/sessions/before/kill", {"reason": "now"}),
+            ("/v1/projects/shop/pause", {"reason": "now"}),
+            (f"/v1/approvals/{approval}", {"verdict": "approve"}),
+        ):
+            assert shop("POST", path, body, token=shop.desk.admin).status == 503, path
         assert time.monotonic() - began < 2  # at once: nothing is waited for
         status = shop("GET", "/v1/status", token=shop.desk.viewer).body
         assert status["enforcing"] is False
@@ -72,7 +83,10 @@ def test_frozen(broker: Broker, shop: Shop) -> None:
         assert shop("GET", "/healthz").status == 200
     until(shop.enforcer.is_ready, 20)
     after = shop.decide(session="after")
+    assert after.body["decision"] == "allow"  # none of it was done, and none of it lands later
     shop.record(after)
+    answered = shop("POST", f"/v1/approvals/{approval}", {"verdict": "approve"}, token=shop.desk.admin)
+    assert answered.body["status"] == "approved"
     # One batch is in flight to a partition: what waited behind it is never sent when its caller has given up.
     decisions = shop.tape.records(
         Topic.DECISIONS, lambda one: one.get("kind") == "decision" and one["session"] == "frozen"
@@ -97,11 +111,16 @@ def test_killed_and_back(broker: Broker, desk: Desk, make_enforcer: Any) -> None
 
     def ask(replica: Enforcer, agent: str) -> None:
         token = desk.agents[agent].token
+        client = http.client.HTTPConnection(replica.base.removeprefix("http://"), timeout=20)  # kept, as agents do
         while not stop.is_set():
             question = uuid7()
             body = {"id": question, "session": f"load-{agent}", "service": "git", "action": "pull",
                     "resource": "acme/billing", "branch": "feature/a"}  # fmt: skip
-            answers.append((question, replica("POST", "/v1/decide", body, token=token)))
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            client.request("POST", "/v1/decide", json.dumps(body), headers)
+            told = client.getresponse()
+            answers.append((question, Answer(told.status, dict(told.headers), told.read())))
+        client.close()
 
     def good() -> int:
         return sum(answer.status == 200 for _, answer in list(answers))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import raw_batches
 from tests.enforcer.conftest import PUSH, Shop, make_desk, open_shop, until
 from tests.servers import Broker
 
@@ -186,6 +187,20 @@ def test_garbage_stops_nobody(shop: Shop, key: bytes, value: bytes, headers: Hea
     applied(shop, offset := append(shop, key, value, headers))
     assert len(told(shop, offset)["_raw"]) < 10_000
     assert shop.decide().status == 200
+
+
+def test_what_nobody_can_read_stops_nobody(broker: Broker, tmp_path: Path) -> None:
+    """Neither a replica that reads along, nor one that begins there."""
+    with contextmanager(open_shop)(make_desk(broker, tmp_path)) as shop:
+        kafka = shop.desk.kafka
+        for topic in (Topic.CONTROL, Topic.LIMITS):
+            raw_batches.send(kafka, kafka.topic(topic), 0, raw_batches.UNREADABLE)
+        applied(shop, append(shop, b"x", b"{}", []))
+        assert shop.decide().status == 200
+        shop.enforcer.kill()
+        shop.enforcer.start()
+        applied(shop, append(shop, b"x", b"{}", []))
+        assert shop.decide().status == 200
 
 
 def test_a_tombstone_is_nothing_to_apply(shop: Shop) -> None:

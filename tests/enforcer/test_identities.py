@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.enforcer.conftest import PUSH, Answer, Desk, Enforcer, Tape, make_desk, make_replica, until
+from tests.enforcer.conftest import PUSH, Answer, Desk, Enforcer, Tape, two_replicas, until
 from tests.servers import Broker
 
 from banksman.signing import parse_credential, token_hash
@@ -42,16 +42,8 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    desk = make_desk(broker, tmp_path_factory.mktemp("pair"))
-    replicas = [make_replica(desk, name, policies=None, BANKSMAN_LEASE_S=str(LEASE_S)) for name in ("one", "two")]
-    with Tape(desk.kafka) as tape:
-        try:
-            for replica in replicas:
-                replica.start()
-            yield Pair(desk, tape, *replicas)
-        finally:
-            for replica in replicas:
-                replica.end()
+    with two_replicas(broker, tmp_path_factory.mktemp("pair"), BANKSMAN_LEASE_S=str(LEASE_S)) as made:
+        yield Pair(*made)
 
 
 @pytest.fixture

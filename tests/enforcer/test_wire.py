@@ -17,9 +17,10 @@ from starlette.routing import Route
 from tests.enforcer.conftest import PUSH, Shop, raw_request
 from tests.enforcer.inside import eventually
 
-from banksman import listener, settings
+from banksman import http_connection, listener, settings
 from banksman.http_body import read_body
 from banksman.http_problem import Problem, routed
+from banksman.topics import Topic
 
 BODY = json.dumps(PUSH).encode()
 
@@ -213,6 +214,55 @@ def test_pipelined_requests_are_answered_in_order(shop: Shop) -> None:
         assert {status for status, _ in answers(client, 300)} == {200}
 
 
+def test_who_keeps_a_connection_is_answered_like_who_does_not(shop: Shop) -> None:
+    """By then the head is known, and the usual question goes another way: nothing about its answer may tell."""
+    bodies = [
+        BODY,
+        json.dumps(PUSH | {"service": "nowhere"}).encode(),
+        json.dumps(PUSH | {"branch": "main"}).encode(),
+        json.dumps(PUSH | {"args": {"password": "hunter22hunter22", "n": 1.5, "deep": [{"a": ["b"]}]}}).encode(),
+        json.dumps(PUSH | {"colour": "red"}).encode(),
+        json.dumps(PUSH | {"branch": None, "reason": '\u00e9\\ "'}).encode(),
+        BODY.replace(b"{", b'{"session": "twice", ', 1),
+        b"{",
+        b"[]",
+        b"",
+    ]
+
+    def told(status: int, raw: bytes) -> Any:
+        answer = json.loads(raw)
+        for name in ("id", "valid_until", "approval"):
+            answer.pop(name, None)
+        return status, answer
+
+    expected = []
+    for body in bodies:
+        with connected(shop) as client:
+            client.sendall(request(shop, body, close=True))
+            expected.append(told(*answers(client, 1)[0]))
+    assert [status for status, _ in expected] == [200] * 4 + [422, 200] + [400, 400, 422, 400]
+    ids: list[str] = []
+    with connected(shop) as client:
+        for _ in range(4):
+            for body, wanted in zip(bodies, expected, strict=True):
+                client.sendall(request(shop, body))
+                ((status, raw),) = answers(client, 1)
+                assert told(status, raw) == wanted
+                if status == 200:
+                    ids.append(json.loads(raw)["id"])
+    records = shop.tape.wait(Topic.DECISIONS, lambda one: one["id"] in ids, len(ids))
+    assert sorted(record["id"] for record in records) == sorted(ids)
+    assert "hunter22" not in str(records)
+    named = {record["id"]: record for record in records}
+    for place in range(5):  # each round left the same record
+        rounds = [named[at] for at in ids[place::5]]
+        assert len({json.dumps({k: v for k, v in one.items() if k in SAME}, sort_keys=True) for one in rounds}) == 1
+
+
+SAME = ("agent", "args", "args_hash", "asked", "branch", "decision", "owner", "policy_version", "project", "reason",
+        "redactions", "resource", "rule", "service", "session", "tier")  # fmt: skip
+
+
 def test_a_connection_that_asks_to_be_upgraded_is_answered_as_it_is(shop: Shop) -> None:
     """As the HTTP clients of some languages do with every first request."""
     upgrade = (
@@ -262,7 +312,7 @@ def test_who_hangs_up_disturbs_nobody(shop: Shop) -> None:
 
 async def test_who_dawdles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Head or body: it has its time. Who has nothing to say has its own."""
-    monkeypatch.setattr(listener, "READ_WITHIN_S", 0.3)
+    monkeypatch.setattr(http_connection, "READ_WITHIN_S", 0.3)
     monkeypatch.setattr(listener, "KEEP_ALIVE_S", 0.6)
 
     async def echo(asked: Any) -> PlainTextResponse:
@@ -316,8 +366,8 @@ async def test_who_dawdles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_connections_leave_the_process_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who opens connections and says nothing must not take the descriptors that Kafka and policies need."""
-    assert listener.most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    monkeypatch.setattr(listener, "most_connections", lambda: 3)
+    assert http_connection.most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    monkeypatch.setattr(http_connection, "most_connections", lambda: 3)
 
     async def here(_asked: Any) -> PlainTextResponse:
         return PlainTextResponse("here")

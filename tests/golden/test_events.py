@@ -34,6 +34,7 @@ SAMPLES: dict[str, Any] = {
     "latency_us": 900, "expires_at": "2026-11-24T15:45:00.000001Z", "approver": "ann", "comment": "go ahead",
     "by": "ann", "token_id": "00112233aabbccdd", "token_hash": "d" * 64, "lifts": 12, "operator": "ann",
     "roles": ["viewer", "approver"], "replica": "e1b2", "file": "billing-automation.yaml", "line": 3, "key": "agents",
+    "resource_hash": "hmac-sha256:" + "e" * 64, "voters": [{"any": ["ann", "bob"], "min": 2}, {}],
     "verdict": "approve", "request": "019a0000-0000-7000-8000-00000000000b", "undoes": 11,
     "address": "127.0.0.1:7700", "applied": 12, "policies": {"billing-automation": "billing-automation@v2+sha256:0123456789ab"},
     "lease_s": 3.0, "ended": True,
@@ -42,6 +43,7 @@ SAMPLES: dict[str, Any] = {
     "offsets": {"actions/0": 12}, "detector": "forged", "severity": "warn", "title": "an event nobody signed",
     "fingerprint": "forged/claude-invoice-01", "evidence": {"topic": "actions"}, "suggestion": "banksman session d97e2169",
     "count": 2, "first_seen": "2026-11-24T15:29:00.000000Z", "last_seen": "2026-11-24T15:30:00.000000Z",
+    "over": True, "partition": 1, "lag_ms": 12.5, "worker": "processors-1",
 }  # fmt: skip
 
 

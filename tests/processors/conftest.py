@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from tests.enforcer.conftest import environment_of
 from tests.servers import PARTITIONS, child_environment
 
 from banksman import bus, codec, signing, stamps
@@ -39,19 +40,18 @@ class Archive:
 
     def start(self, *, clickhouse: str = "") -> subprocess.Popen[bytes]:
         """An archiver; `clickhouse`: an address between it and ClickHouse."""
-        environment = child_environment() | {
-            "BANKSMAN_KAFKA": self.kafka.kafka,
-            "BANKSMAN_KAFKA_SECURITY": self.kafka.kafka_security,
-            "BANKSMAN_KAFKA_USERNAME": self.kafka.kafka_username,
-            "BANKSMAN_KAFKA_PASSWORD": self.kafka.kafka_password,
-            "BANKSMAN_TOPIC_PREFIX": self.kafka.topic_prefix,
-            "BANKSMAN_CLICKHOUSE": clickhouse or self.clickhouse.clickhouse,
-            "BANKSMAN_CLICKHOUSE_DATABASE": self.clickhouse.clickhouse_database,
-            "BANKSMAN_CLICKHOUSE_PASSWORD": self.clickhouse.clickhouse_password,
-            "BANKSMAN_SECRET_FILE": str(self.secret_file),
-        }
+        environment = (
+            child_environment()
+            | environment_of(self.kafka)
+            | {
+                "BANKSMAN_CLICKHOUSE": clickhouse or self.clickhouse.clickhouse,
+                "BANKSMAN_CLICKHOUSE_DATABASE": self.clickhouse.clickhouse_database,
+                "BANKSMAN_CLICKHOUSE_PASSWORD": self.clickhouse.clickhouse_password,
+                "BANKSMAN_SECRET_FILE": str(self.secret_file),
+            }
+        )
         log = self.folder / f"archiver{len(self.running)}.log"
-        process = children.spawn([sys.executable, "-m", "banksman.processors"], log=log, env=environment)
+        process = children.spawn([sys.executable, "-m", "banksman.processors.archiver"], log=log, env=environment)
         self.running.append(process)
         return process
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from banksman import codec, events
 from banksman.errors import InvalidEvent
-from banksman.processors.decoding import AnyKind
+from banksman.processors.archiver.decoding import AnyKind
 from banksman.signing import Verifier, may_write
 from banksman.store.prices import load_prices
 from banksman.topics import Topic

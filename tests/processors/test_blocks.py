@@ -8,8 +8,8 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from banksman.processors.blocks import Block, blocks
-from banksman.processors.rows import DAY_MS, Rows
+from banksman.processors.archiver.blocks import Block, blocks
+from banksman.processors.archiver.rows import DAY_MS, Rows
 from banksman.topics import Topic
 
 Record = tuple[int, str]  # day, kind

@@ -9,8 +9,8 @@ import pytest
 from tests.processors.conftest import Archive
 from tests.servers import Broker, freeze
 
-from banksman.processors.archiver import CLOSE_S
-from banksman.processors.patience import GRACE_S
+from banksman.bus import CLOSE_S
+from banksman.processors.archiver.patience import GRACE_S
 
 AWAY_S = 6.0
 """Long enough for sixty tries of the Kafka client, each of which it calls an error."""

@@ -11,7 +11,7 @@ from tests.processors.conftest import Archive
 from tests.processors.test_hostile import committed, letters
 
 from banksman import provision
-from banksman.processors.positions import go_on
+from banksman.processors.archiver.positions import go_on
 from banksman.topics import Topic
 
 

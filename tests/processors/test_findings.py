@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from banksman import codec, events, stamps
-from banksman.processors import letters
-from banksman.processors.findings import AT_MOST, QUIET_MS, REMEMBERED, Findings, Sight, record_id
-from banksman.processors.rows import Rows
+from banksman.processors.archiver import letters
+from banksman.processors.archiver.findings import AT_MOST, QUIET_MS, REMEMBERED, Findings, Sight, record_id
+from banksman.processors.archiver.rows import Rows
 from banksman.topics import Topic
 
 NOW = 1_764_000_000_000

@@ -8,12 +8,12 @@ import contextlib
 import json
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.record.util import calc_crc32c
+from aiokafka import TopicPartition
+from tests import raw_batches
 from tests.processors.conftest import Archive
 
 from banksman import bus, signing
-from banksman.processors import positions
+from banksman.processors.archiver import positions
 from banksman.store.client import Store
 from banksman.topics import Topic
 
@@ -32,22 +32,7 @@ def letters(archive: Archive, count: int) -> list[dict[str, Any]]:
 
 
 def send_bytes(archive: Archive, partition: int, records: list[tuple[bytes, bytes | None, list[Any]]]) -> None:
-    """One batch, in which every `[[` of a header's name became bytes that are not UTF-8."""
-
-    async def put() -> None:
-        producer = AIOKafkaProducer(**archive.kafka.client(), acks="all")
-        await producer.start()
-        batch = producer.create_batch()
-        for key, value, headers in records:
-            assert batch.append(timestamp=None, key=key, value=value, headers=headers) is not None
-        batch.close()
-        made = bytearray(bytes(batch._builder.build()).replace(b"[[", b"\xff\xfe"))
-        made[17:21] = calc_crc32c(bytes(made[21:])).to_bytes(4, "big")
-        batch._buffer = made
-        await (await producer.send_batch(batch, archive.kafka.topic(Topic.ACTIONS), partition=partition))
-        await producer.stop()
-
-    asyncio.run(put())
+    raw_batches.send(archive.kafka, archive.kafka.topic(Topic.ACTIONS), partition, records)
 
 
 def test_headers_without_values_and_names_that_are_no_text(archive: Archive) -> None:

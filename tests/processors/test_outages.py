@@ -25,8 +25,8 @@ from tests.processors.test_hostile import letters
 from tests.servers import ClickHouseServer, freeze
 
 from banksman import signing, stamps
-from banksman.processors.archiver import CLOSE_S
-from banksman.processors.patience import GRACE_S
+from banksman.bus import CLOSE_S
+from banksman.processors.archiver.patience import GRACE_S
 from banksman.store.client import Store
 from banksman.topics import Topic
 

@@ -14,10 +14,10 @@ from tests.golden.test_events import sample
 from tests.processors import oracle
 
 from banksman import codec, events, signing, stamps
+from banksman.batches import Batch
 from banksman.errors import InvalidEvent
-from banksman.processors import decoding
-from banksman.processors.batches import Batch
-from banksman.processors.rows import COLUMNS, RowMaker
+from banksman.processors.archiver import decoding
+from banksman.processors.archiver.rows import COLUMNS, RowMaker
 from banksman.store.prices import load_prices
 from banksman.topics import ARCHIVED, SPECS, Topic
 
@@ -26,7 +26,7 @@ VERIFIER = signing.Verifier(SECRET)
 MAKER = RowMaker(VERIFIER, load_prices())
 NOW_MS = 1_764_000_000_000
 NOW = stamps.rfc3339_ms(NOW_MS)
-ARCHIVED_KINDS = sorted(kind for kind in events.KINDS if kind != "replica")
+ARCHIVED_KINDS = sorted(kind for kind in events.KINDS if kind not in ("replica", "watermark"))
 
 
 @dataclass

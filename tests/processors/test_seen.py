@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from banksman.processors.rows import Entry, Rows
-from banksman.processors.seen import AHEAD_MS, FROM_THE_FUTURE, Key, SeenIds, digest, prefix, reused
+from banksman.processors.archiver.rows import Entry, Rows
+from banksman.processors.archiver.seen import AHEAD_MS, FROM_THE_FUTURE, Key, SeenIds, digest, prefix, reused
 from banksman.stamps import uuid7
 from banksman.topics import Topic
 

@@ -72,6 +72,7 @@ class FakeEnforcer:
         self.taken: list[bytes] = []
         self.on_events: Callable[[Request], Reply] = lambda _: Reply()
         self.on_decide: Callable[[Request], Reply] = lambda _: decision()
+        self.on_approval: Callable[[Request], Reply] = lambda _: problem(404, "there is no such approval")
         self._changed = threading.Condition()
         self._server: ThreadingHTTPServer | None = None
         self._sockets: set[socket.socket] = set()
@@ -99,6 +100,8 @@ class FakeEnforcer:
 
             def do_POST(self) -> None:
                 outer._answer(self)
+
+            do_GET = do_POST  # noqa: N815 - the library's name
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -130,12 +133,17 @@ class FakeEnforcer:
                 one.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        body = handler.rfile.read(int(handler.headers["Content-Length"] or 0))
         request = Request(handler.path, {k.lower(): v for k, v in handler.headers.items()}, body)
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
-        reply = self.on_decide(request) if request.path.endswith("/decide") else self.on_events(request)
+        if request.path.endswith("/decide"):
+            reply = self.on_decide(request)
+        elif "/approvals/" in request.path:
+            reply = self.on_approval(request)
+        else:
+            reply = self.on_events(request)
         if reply.delay:
             time.sleep(reply.delay)  # the delay is what is tested
         if request.path.endswith("/events") and reply.status == 200:

@@ -89,6 +89,34 @@ def test_the_story_of_a_session(shop: Shop, make_real: Callable[..., Emitter]) -
     assert intent["args"]["key"].startswith("[aws-access-key:")
 
 
+def test_a_governed_function_runs_when_a_human_has_said_yes(shop: Shop, make_real: Callable[..., Emitter]) -> None:
+    emitter = make_real()
+    ran: list[str] = []
+    with emitter.session("waits") as session:
+
+        @session.govern(service="git", resource=lambda repo, _: repo, branch=lambda _, branch: branch, wait=30)
+        def push(repo: str, branch: str) -> None:
+            ran.append(branch)
+
+        agent = threading.Thread(target=push, args=("acme/billing", "main"))
+        agent.start()
+
+        def waiting() -> Any:
+            found = shop.enforcer("GET", "/v1/approvals", token=shop.desk.admin).body["approvals"]
+            return [one for one in found if one["session"] == "waits"]
+
+        (approval,) = until(waiting)
+        assert ran == []
+        path = f"/v1/approvals/{approval['approval']}"
+        assert shop.enforcer("POST", path, {"verdict": "approve"}, token=shop.desk.admin).status == 200
+        agent.join(20)
+    assert ran == ["main"]
+    assert emitter.flush(20)
+    records = actions(shop, "waits", 4)
+    assert [r["kind"] for r in records] == ["session.started", "tool.call", "tool.result", "session.ended"]
+    assert records[2]["status"] == "ok"
+
+
 def test_the_enforcer_takes_what_the_emitter_made_as_it_is(
     shop: Shop, make_real: Callable[..., Emitter], tmp_path: Path
 ) -> None:

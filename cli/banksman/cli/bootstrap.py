@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from banksman import codec
-from banksman.bus import producer
+from banksman.bus import consumer, producer
 from banksman.errors import InvalidEvent, InvalidInput
 from banksman.events import Event, OperatorEnrolled, is_name
 from banksman.identities import Identities, Operator
@@ -27,20 +27,20 @@ FIRST = "admin"
 async def known_identities(kafka: Kafka, secret: Secret) -> Identities:
     """Who `control` says is known, up to its end as it is now. Only verified records count."""
     where = TopicPartition(kafka.topic(Topic.CONTROL), 0)
-    consumer = AIOKafkaConsumer(**kafka.client(), enable_auto_commit=False, auto_offset_reset="earliest")
+    reading = consumer(kafka, auto_offset_reset="earliest")
     identities, verifier = Identities(), Verifier(secret)
     try:
-        await consumer.start()
-        consumer.assign([where])
-        await consumer.seek_to_beginning(where)
-        end = (await consumer.end_offsets([where]))[where]
-        while await consumer.position(where) < end:
-            for record in (await consumer.getmany(timeout_ms=500)).get(where, []):
+        await reading.start()
+        reading.assign([where])
+        await reading.seek_to_beginning(where)
+        end = (await reading.end_offsets([where]))[where]
+        while await reading.position(where) < end:
+            for record in (await reading.getmany(timeout_ms=500)).get(where, []):
                 event = _verified(record, verifier)
                 if event is not None:
                     identities.apply(event)
     finally:
-        await consumer.stop()
+        await reading.stop()
     return identities
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
+from banksman import bus
 from banksman.errors import BadDeployment
 from banksman.store.client import Store
 from banksman.topics import ARCHIVED
@@ -48,7 +49,7 @@ def _highest(clickhouse: ClickHouse) -> dict[tuple[str, int], int]:
 
 async def _ends(kafka: Kafka) -> dict[tuple[str, int], int]:
     """(topic without the prefix, partition) -> the offset that the next record gets."""
-    consumer = AIOKafkaConsumer(*map(kafka.topic, ARCHIVED), **kafka.client(), enable_auto_commit=False)
+    consumer = bus.consumer(kafka, *map(kafka.topic, ARCHIVED))
     await consumer.start()
     try:
         where = [

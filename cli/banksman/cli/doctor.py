@@ -161,7 +161,7 @@ def _policies(found: Found) -> Iterator[str | Wrong]:
 
 
 def _records(found: Found) -> Iterator[str | Wrong]:
-    wrong = [one for one in health.of_enforcer(found.enforcer) if one.where not in ("policy", "enforcer")]
+    wrong = [one for one in health.of_enforcer(found.enforcer) if one.where not in ("policy", "enforcer", "processors")]
     yield from _or(wrong, "every record is delivered, the enforcers agree")
 
 
@@ -218,6 +218,11 @@ def _archiver(found: Found) -> Iterator[str | Wrong]:
     yield from _or(wrong, "not known" if archiver is None else f"{show.count(archiver['lag'] or 0, 'record')} behind")
 
 
+def _processors(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_enforcer(found.enforcer) if one.where == "processors"]
+    yield from _or(wrong, "what agents do is counted")
+
+
 def _seen(found: Found) -> Iterator[str | Wrong]:
     answer = now.ask(found.asks("console"), str(found.agent))
     for one in answer["controls"]:
@@ -261,6 +266,7 @@ PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]
     ("kafka", ("console",), _kafka),
     ("clickhouse", ("console",), _clickhouse),
     ("archiver", ("kafka", "clickhouse"), _archiver),
+    ("processors", ("operator", "kafka"), _processors),
     ("seen", ("agent", "clickhouse"), _seen),
     ("disk", ("settings",), _disk),
 )

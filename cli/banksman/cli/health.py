@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ FEW = 20
 """Records. An archiver that works is this much behind at any moment: nothing to look at twice."""
 FAR = 100_000
 """Records. Further behind than this is wrong also while it catches up: the questions' answers are old."""
+NAMED = 5
+"""Controls that are told one by one; there are never many unless something is very wrong."""
 FULL = 0.8
 """Share of the enforcer's queue."""
 
@@ -58,6 +61,7 @@ def of_enforcer(status: Status) -> Iterator[Wrong]:
             yield Wrong(
                 "replicas", f"{peer['replica']} is {behind} of control behind", "look at its log and its network"
             )
+    yield from _uncounted(status["budgets"])
     waiting, bound = status["queue"]["waiting"], status["queue"]["bound"]
     if waiting > FULL * bound:
         yield Wrong(
@@ -71,14 +75,37 @@ def of_enforcer(status: Status) -> Iterator[Wrong]:
         yield Wrong("kafka", f"{dropped} had no room while Kafka was away and were lost", "read the enforcer's log")
 
 
+def _uncounted(budgets: Mapping[str, Any]) -> Iterator[Wrong]:
+    """Whether nobody counts what agents spend."""
+    unknown = [one for one in budgets["counted"] if not one["known"]]
+    if not unknown:
+        return
+    oldest = max((one["counted_s_ago"] for one in unknown), key=lambda since: math.inf if since is None else since)
+    since = "was never counted" if oldest is None else f"was last counted {show.age(oldest)}"
+    then = "agents whose budget denies or asks get 503" if budgets["limited"] else "no loop or anomaly is found"
+    yield Wrong("processors", f"what agents do {since}: {then}", "is `banksman serve processors` running? Read its log")
+
+
 def notes_on_enforcer(status: Status) -> Iterator[str]:
     """What is as somebody wanted it, or over, and worth a word."""
     shadow = [one["project"] for one in status["policies"] if one["mode"] == "shadow"]
     if shadow:
         yield f"not enforced on purpose (mode shadow): {words.listed(shadow)}"
+    controls = status["controls"]
+    for what, held in (("project", controls["paused"]), ("agent", controls["revoked"])):
+        for one in held[:NAMED]:
+            yield f"{_held(what, one)}; to lift it: banksman {'resume' if what == 'project' else 'restore'} {one[what]}"
+        if len(held) > NAMED:
+            yield f"and {len(held) - NAMED} more {what}s: banksman status --json"
     unrecorded = status["decisions"]["unrecorded"]
     if unrecorded:
         yield f"{show.count(unrecorded, 'question')} got a 503 since the start, as no record was acknowledged in time"
+
+
+def _held(what: str, one: Mapping[str, Any]) -> str:
+    state = "paused" if what == "project" else "revoked"
+    why = f": {show.short(one['reason'])}" if one["reason"] else ""
+    return f"{what} {one[what]} is {state} by {one['by'] or 'a service'} since {show.moment(one['at'])[:19]}{why}"
 
 
 def of_console(status: Status, before: Status | None = None) -> Iterator[Wrong]:

@@ -50,6 +50,18 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "agents": ("agents", "the agents; `agents add` and `agents rotate` give credentials"),
         "operators": ("operators", "`operators add` gives a person a token"),
     },
+    "What waits for a human": {
+        "approvals": ("approvals", "the inbox"),
+        "approve": ("approve", "say yes to one exact action"),
+        "deny": ("deny", "say no"),
+    },
+    "Stop it": {
+        "kill": ("kill", "end one session, for good"),
+        "revoke": ("revoke", "stop an agent in every session"),
+        "restore": ("restore", "let a revoked agent ask again"),
+        "pause": ("pause", "stop all agents of a project"),
+        "resume": ("resume", "let the agents of a paused project ask again"),
+    },
     "Recorded actions": {
         "replay": ("replay", "send recorded actions through the real emitter and enforcer"),
     },

@@ -18,7 +18,9 @@ EXAMPLES = """
 
 SERVICES = {
     "enforcer": ("banksman.enforcer.main", "answers decide, records every decision"),
-    "archiver": ("banksman.processors.main", "brings every topic into ClickHouse, exactly once"),
+    "archiver": ("banksman.processors.archiver.main", "brings every topic into ClickHouse, exactly once"),
+    "processors": ("banksman.processors.worker.main", "counts budgets, finds loops and strange actions"),
+    "notifier": ("banksman.processors.notifier.main", "tells people: alerts to Slack, or to its log"),
     "console": ("banksman.console.main", "the read side: answers questions from ClickHouse"),
 }
 

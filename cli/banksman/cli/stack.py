@@ -210,14 +210,19 @@ class Stack:
         env, logs, tls = self._environment(), self.folder.logs, bool(settings.load(settings.Listener).tls_cert_file)
         enforcer = settings.load(settings.Enforcer).enforcer_host, self.ports.enforcer
         console = settings.load(settings.Console).console_host, self.ports.console
-        archived = logs / "archiver.log"
 
         def listens(name: str, module: str, where: tuple[str, int]) -> Child:
             return Child(name, _python(module), logs / f"{name}.log", answering(*where, "/readyz", tls=tls), env)
 
+        def works(name: str, module: str, **more: str) -> Child:
+            log = logs / f"{name}.log"
+            return Child(name, _python(module), log, saying(log, f"{name} ready".encode()), env | more)
+
         return [
             listens("enforcer", "banksman.enforcer", enforcer),
-            Child("archiver", _python("banksman.processors"), archived, saying(archived, b"archiver ready"), env),
+            works("archiver", "banksman.processors.archiver"),
+            works("processors", "banksman.processors.worker", BANKSMAN_WORKER="up", BANKSMAN_WORKER_SESSION_S="2"),
+            works("notifier", "banksman.processors.notifier"),
             listens("console", "banksman.console", console),
         ]
 

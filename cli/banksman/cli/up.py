@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from banksman.cli.steps import Steps
 
 HELP = """Start everything on this machine and keep it running until Ctrl-C: a real Kafka broker, ClickHouse's engine behind
-its HTTP protocol, the enforcer, the archiver and the console. The first time takes longer: the broker's jars are fetched and
-checked. All data lies in one folder; after a stop and a start everything is as before."""
+its HTTP protocol, the enforcer, the processors, the archiver, the notifier and the console. The first time takes longer: the
+broker's jars are fetched and checked. All data lies in one folder; after a stop and a start everything is as before."""
 EXAMPLES = """
   banksman up                                     everything under .banksman/, policies from policies/
   banksman up --demo                              agents act, the two questions are answered, then it ends

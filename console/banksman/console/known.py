@@ -155,9 +155,11 @@ class Known:
     async def _look(self) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
         """-> (ends, archived)."""
         if self._consumer is None:
-            self._consumer = await _started(AIOKafkaConsumer(**self._kafka.client(), enable_auto_commit=False))
+            self._consumer = await _started(bus.consumer(self._kafka))
         if self._admin is None:
-            self._admin = await _started(AIOKafkaAdminClient(**self._kafka.client()))
+            admin = AIOKafkaAdminClient(**self._kafka.client())
+            bus.calm(admin._client)  # noqa: SLF001 - as in `bus.calm`
+            self._admin = await _started(admin)
         full = {self._kafka.topic(topic): topic for topic in (*ARCHIVED, Topic.DEAD)}
         places = [
             TopicPartition(described["topic"], part["partition"])
@@ -186,7 +188,6 @@ def _policy(text: str) -> dict[str, Any]:
 
 async def _started(client: Any) -> Any:
     """The client, started; nothing is left open when it cannot be."""
-    bus.calm(client._client)  # noqa: SLF001 - as in `bus.calm`
     try:
         await client.start()
     except BaseException:

@@ -229,7 +229,7 @@ class Now:
                 "timezone": zone.key, "since": rfc3339(since), "resets_at": rfc3339(until),
             },
             "last_actions": last_actions(recent),
-            "controls": [{"kind": one.kind, "by": one.by, "reason": one.reason, "at": one.at} for one in controls],
+            "controls": [one.told() for one in controls],
         }  # fmt: skip
 
     async def _truly_open(self, calls: Rows, agent: str) -> Rows:

@@ -208,7 +208,7 @@ class Session:
             "voided": len(voided), "tokens": sum(tokens_of(row) for row in sure), "cost_usd": cost,
             "unpriced_calls": sum(row["priced"] == "unpriced" for row in sure), "unverified": len(rows) - len(sure),
             "late": sum(bool(row["late"]) for row in rows), "id_reused": sum(mark["id_reused"] for mark in marks),
-            "controls": [{"kind": one.kind, "by": one.by, "reason": one.reason, "at": one.at} for one in held],
+            "controls": [one.told() for one in held],
         }  # fmt: skip
 
 

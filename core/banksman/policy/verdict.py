@@ -30,7 +30,13 @@ class Reason(enum.StrEnum):
     NOT_CANONICAL = "not_canonical"
     TOO_LONG = "too_long"
     INCOMPLETE_OPERATION = "incomplete_operation"
-    # The enforcer's own, which come before policy is asked:
+    # The enforcer's own, of an operation whose approval the question names:
+    APPROVED = "approved"
+    APPROVAL_DENIED = "approval_denied"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_USED = "approval_used"
+    APPROVAL_UNFIT = "approval_unfit"
+    # And those that come before policy is asked:
     REVOKED = "revoked"
     KILLED = "killed"
     PAUSED = "paused"
@@ -49,6 +55,13 @@ MEANING: dict[Reason, str] = {
     Reason.TOO_LONG: "the service, action, resource or branch is longer than anything a policy can name",
     Reason.INCOMPLETE_OPERATION: "the operation leaves out its resource or branch, and a `never` or "
     "`require_approval` rule might match if it did not",
+    Reason.APPROVED: "a human said yes to exactly this operation, and this is the one request that may use it",
+    Reason.APPROVAL_DENIED: "a human said no",
+    Reason.APPROVAL_EXPIRED: "nobody said yes in time, or the yes was not used in time",
+    Reason.APPROVAL_USED: "the approval was good for one request: another one has used it, or this one did, about another "
+    "call or too long ago to be told again",
+    Reason.APPROVAL_UNFIT: "there is no such approval; or it is for another agent, session, operation or other arguments; or "
+    "the policy wants other people's yes by now",
     Reason.REVOKED: "an operator revoked the agent",
     Reason.KILLED: "an operator or a detector killed the session",
     Reason.PAUSED: "an operator or a detector paused the project",

@@ -125,6 +125,7 @@ class Store:
                     "async_insert": 0,  # what is answered is stored, whatever the server's own profile says
                     "min_insert_block_size_rows": 0,  # the block is stored as it comes: one part, there or not there
                     "min_insert_block_size_bytes": 0,
+                    "optimize_on_insert": 0,  # a block holds no row twice: it need not be searched for one
                     "input_format_null_as_default": 1,
                 },
             )

@@ -7,17 +7,16 @@ credential is good everywhere, and the old one nowhere.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 from starlette.responses import JSONResponse
 
+from banksman.enforcer.command import command
 from banksman.enforcer.question import strict, wrong
 from banksman.enforcer.record import stamp
-from banksman.errors import Unavailable
-from banksman.events import AgentEnrolled, AgentRotated, Control, Name, OperatorEnrolled
+from banksman.events import AgentEnrolled, AgentRotated, Name, OperatorEnrolled
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import problem
 from banksman.identities import roles_from
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=msgspec.Struct)
 MAX_BYTES = 64 * 1024
 _PRIVATE = {"cache-control": "no-store"}
-_log = logging.getLogger("banksman")
 
 
 class NewAgent(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,11 +59,12 @@ class Admin:
     async def add_agent(self, request: Request) -> Response:
         """`POST /v1/agents`: 201 with the credential; 409 when the name is taken."""
         by = self._callers.operator(request.scope, "admin")
-        asked = await _body(request, NewAgent)
+        asked = await body_of(request, NewAgent)
         if asked.agent in self._state.identities.agents:
             raise problem(409, f"{asked.agent} is enrolled already; `rotate` gives it a new credential", field="agent")
         credential, hashed = new_credential(self._replica.secret, asked.project, asked.agent)
-        await self._write(
+        await command(
+            self._replica,
             AgentEnrolled(
                 **stamp(self._records.source),
                 by=by.name,
@@ -74,7 +73,7 @@ class Admin:
                 owner=asked.owner,
                 token_id=credential.token_id,
                 token_hash=hashed,
-            )
+            ),
         )
         if self._state.identities.agents[asked.agent].token_hash != hashed:
             raise problem(409, f"{asked.agent} was enrolled by somebody else at the same moment", field="agent")
@@ -89,7 +88,8 @@ class Admin:
         if known is None:
             raise problem(404, "no agent of this name is enrolled")
         credential, hashed = new_credential(self._replica.secret, known.project, name)
-        await self._write(
+        await command(
+            self._replica,
             AgentRotated(
                 **stamp(self._records.source),
                 by=by.name,
@@ -97,7 +97,7 @@ class Admin:
                 agent=name,
                 token_id=credential.token_id,
                 token_hash=hashed,
-            )
+            ),
         )
         if self._state.identities.agents[name].token_hash != hashed:
             raise problem(409, f"{name} was rotated by somebody else at the same moment")
@@ -122,12 +122,13 @@ class Admin:
     async def add_operator(self, request: Request) -> Response:
         """`POST /v1/operators`: 201 with the token; 409 when the name is taken."""
         by = self._callers.operator(request.scope, "admin")
-        asked = await _body(request, NewOperator)
+        asked = await body_of(request, NewOperator)
         if asked.name in self._state.identities.operators:
             raise problem(409, f"{asked.name} is enrolled already", field="name")
         token, token_id, hashed = new_token("bmo")
         roles = roles_from(asked.roles)
-        await self._write(
+        await command(
+            self._replica,
             OperatorEnrolled(
                 **stamp(self._records.source),
                 by=by.name,
@@ -135,32 +136,15 @@ class Admin:
                 roles=roles,  # type: ignore[arg-type]  # the four words, put in order
                 token_id=token_id,
                 token_hash=hashed,
-            )
+            ),
         )
         if self._state.identities.operators[asked.name].token_hash != hashed:
             raise problem(409, f"{asked.name} was enrolled by somebody else at the same moment", field="name")
         return JSONResponse({"name": asked.name, "roles": roles, "token": token}, 201, _PRIVATE)
 
-    async def _write(self, event: Control) -> None:
-        """Append to control and return when every replica goes by it. Problem 503: it is not acknowledged, or not read back.
 
-        It may land all the same, and nobody has its token then: an agent can be rotated, an operator needs another name.
-        """
-        replica = self._replica
-        if not replica.lease.valid:
-            raise problem(503, "nothing was heard from Kafka lately", retry_after=1)
-        try:
-            offset = await self._records.control(event)
-            if offset < 0:
-                raise Unavailable("it is on record, but nobody can say where")
-            fenced = await replica.everywhere(offset)
-        except Unavailable as error:
-            raise problem(503, f"it may or may not be in force: {error}", retry_after=1) from None
-        if fenced:
-            _log.warning("replicas %s did not answer and were fenced", ", ".join(fenced))
-
-
-async def _body(request: Request, model: type[T]) -> T:
+async def body_of(request: Request, model: type[T]) -> T:
+    """A request's body as a model. Problem 400, 413, 415, 422 names what is wrong with it."""
     require_type(request.scope, "application/json")
     value = strict(await read_body(request.scope, request.receive, limit=MAX_BYTES))
     try:

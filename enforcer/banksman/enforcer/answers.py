@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -34,6 +34,8 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     valid_until: str
     """The end of the lease under which this was answered: who has not acted by then should ask again."""
     approval: str | None = None
+    budget: dict[str, Any] | None = None
+    """The budget that is spent, where that is the reason: unit, spent, limit, resets_at."""
 
 
 class Asked:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
+from banksman.enforcer.acts import Acts
 from banksman.enforcer.admin import Admin
 from banksman.enforcer.decide import Decider
 from banksman.enforcer.events_in import EventsIn
 from banksman.enforcer.explain import Explain
+from banksman.enforcer.inbox import Inbox
 from banksman.enforcer.openapi import OpenApi
 from banksman.enforcer.status import Status
 from banksman.http_problem import ClientGone, Problem, routed
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 def build(replica: Replica) -> tuple[Application, Decider]:
     """-> (the ASGI application, its hot path). Wants a `Guard` around it: `listener.serve` puts one there."""
     decide, metrics = Decider(replica), replica.metrics
-    admin, status, explain = Admin(replica), Status(replica), Explain(replica)
+    admin, acts, status, explain = Admin(replica), Acts(replica), Status(replica), Explain(replica)
+    inbox = Inbox(replica)
     rest = routed(
         [
             Route("/v1/events", EventsIn(replica).endpoint, methods=["POST"]),
@@ -32,6 +35,14 @@ def build(replica: Replica) -> tuple[Application, Decider]:
             Route("/v1/agents", admin.list_agents, methods=["GET"]),
             Route("/v1/agents", admin.add_agent, methods=["POST"]),
             Route("/v1/agents/{agent}/rotate", admin.rotate, methods=["POST"]),
+            Route("/v1/agents/{agent}/revoke", acts.revoke, methods=["POST"]),
+            Route("/v1/agents/{agent}/restore", acts.restore, methods=["POST"]),
+            Route("/v1/sessions/{session}/kill", acts.kill, methods=["POST"]),
+            Route("/v1/projects/{project}/pause", acts.pause, methods=["POST"]),
+            Route("/v1/projects/{project}/resume", acts.resume, methods=["POST"]),
+            Route("/v1/approvals", inbox.list_all, methods=["GET"]),
+            Route("/v1/approvals/{approval}", inbox.one, methods=["GET"]),
+            Route("/v1/approvals/{approval}", inbox.vote, methods=["POST"]),
             Route("/v1/operators", admin.add_operator, methods=["POST"]),
             Route("/v1/status", status.status, methods=["GET"]),
             Route("/healthz", status.healthz, methods=["GET"]),

@@ -12,7 +12,7 @@ from banksman.redact import Redactor
 from banksman.signing import Author, Mac, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
     from banksman.enforcer.replica import Replica
 
@@ -63,13 +63,13 @@ class Callers:
         self._generation = -1
         self.limits: dict[str, AgentLimits] = {}
 
-    def agent(self, scope: MutableMapping[str, Any]) -> Caller:
-        """The agent whose token this request carries. Problem 401: no or unknown token; 403: an operator's."""
-        raw = scope["fields"].get(b"authorization")
+    def agent(self, fields: Mapping[bytes, bytes]) -> Caller:
+        """The agent whose token a request with these headers carries. Problem 401: no or unknown token; 403: an operator's."""
+        raw = fields.get(b"authorization")
         if self._generation != self._state.generation:
             self._known.clear()
             self._generation = self._state.generation
-        caller = self._known.get(raw)
+        caller = self._known.get(raw) if raw is not None else None
         if caller is not None:
             return caller
         who = self._who(raw)
@@ -82,6 +82,14 @@ class Callers:
                 self._known.clear()
             self._known[raw] = caller
         return caller
+
+    def anybody(self, scope: MutableMapping[str, Any]) -> Agent | Operator:
+        """Whoever has a token that is known. Problem 401."""
+        return self._who(scope["fields"].get(b"authorization"))
+
+    def using(self, session: str) -> list[str]:
+        """The agents that use a session of this name, as far as this replica has seen."""
+        return sorted(name for name, limits in self.limits.items() if limits.is_open(session))
 
     def of(self, agent: Agent) -> Caller:
         """A caller for an agent, its account of limits kept from before."""

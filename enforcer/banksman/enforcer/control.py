@@ -1,7 +1,7 @@
 """What `control` says, read from its beginning: who is known, which replicas there are, what each has in force.
 
 Records are applied in offset order, each only when a service of ours has signed it. What is not verified is applied by
-nobody and becomes a finding. Kill, revoke and pause have their place in `State.refuses`.
+nobody and becomes a finding.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from banksman.approvals import Approvals
 from banksman.control_log import ControlLog
-from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved, Replica
+from banksman.controls import Controls
+from banksman.events import ApprovalOpened, Claim, PolicyLoaded, PolicyRejected, PolicyRemoved, Replica, Vote
 from banksman.identities import Agent, Identities, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from banksman.approvals import Approval
     from banksman.control_log import Forged
     from banksman.enforcer.lease import Lease
     from banksman.events import Event
@@ -45,6 +48,8 @@ class State:
     """Everything that this replica knows from `control`, up to and including the record at `applied`."""
 
     identities: Identities = field(default_factory=Identities)
+    controls: Controls = field(default_factory=Controls)
+    approvals: Approvals = field(default_factory=Approvals)
     peers: dict[str, Peer] = field(default_factory=dict)
     loaded: dict[str, PolicyLoaded] = field(default_factory=dict)
     """The newest `policy.loaded` of each project that nobody has removed since."""
@@ -54,12 +59,16 @@ class State:
     generation: int = 0
     """Goes up with every record that can change an answer or who may ask."""
 
-    def apply(self, event: Event, now: float) -> bool:
-        """Take in one verified record; True when it is more than a heartbeat."""
+    def apply(self, event: Event, offset: int, received_ms: int, now: float) -> bool:
+        """Take in the verified record at `offset`; True when others wait to hear that it was applied here."""
         if isinstance(event, Replica):
             self.peers[event.replica] = Peer(
                 event.replica, event.address, event.applied, event.policies, event.lease_s, event.ended, now
             )
+            return False
+        if isinstance(event, ApprovalOpened | Vote | Claim):
+            if self.approvals.apply(event, offset, received_ms, self._may_approve) and isinstance(event, Vote):
+                self.generation += 1
             return False
         if isinstance(event, PolicyLoaded):
             self.loaded[event.project] = event
@@ -69,9 +78,13 @@ class State:
             self.rejected[event.file] = event
         elif isinstance(event, PolicyRemoved):
             self.loaded.pop(event.project, None)
-        elif self.identities.apply(event):
+        elif self.identities.apply(event) or self.controls.apply(event, offset):
             self.generation += 1
         return True
+
+    def _may_approve(self, name: str) -> bool:
+        known = self.identities.operators.get(name)
+        return known is not None and known.may("approver")
 
     def refuses(self, holder: Agent | Operator) -> bool:
         """Whether a caller whose token was `holder`'s may not be answered any more: it was rotated out."""
@@ -89,8 +102,9 @@ class State:
 class ControlReader:
     """Applies `control` to a `State`, for as long as the process lives.
 
-    `forged(Forged)` is called for what is not verified, `changed()` after anything but heartbeats was applied: the next
-    heartbeat, which tells how far this replica has come, must not wait.
+    `forged(Forged)` is called for what is not verified, `changed()` after anything was applied that others wait for: the next
+    heartbeat, which tells how far this replica has come, must not wait. `settled(approval, vote)`: the vote, which came in just
+    now, was the last that the approval needed.
     """
 
     def __init__(
@@ -102,11 +116,13 @@ class ControlReader:
         *,
         forged: Callable[[Forged], None],
         changed: Callable[[], None],
+        settled: Callable[[Approval, Vote], None],
     ) -> None:
         self.state = state
         self.caught_up = asyncio.Event()
         """Set when a heartbeat of this replica's own came back: what was on the log before it began is applied."""
-        self._log, self._lease, self._changed = ControlLog(kafka, secret, forged), lease, changed
+        self._log, self._lease = ControlLog(kafka, secret, forged), lease
+        self._changed, self._settled = changed, settled
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._moved = asyncio.Event()
 
@@ -121,7 +137,9 @@ class ControlReader:
                 for record in batch:
                     event = self._log.verified(record)
                     if event is not None:
-                        news |= self.state.apply(event, self._lease.clock())
+                        news |= self.state.apply(event, record.offset, record.timestamp, self._lease.clock())
+                        if isinstance(event, Vote) and self.caught_up.is_set():
+                            self._judged(event, record.offset)
                     self.state.applied = record.offset
                     if isinstance(event, Replica) and self._lease.came_back(event.id):
                         self.caught_up.set()
@@ -146,6 +164,13 @@ class ControlReader:
                 await moved.wait()
         except TimeoutError:
             pass
+
+    def _judged(self, vote: Vote, offset: int) -> None:
+        approval = self.state.approvals.get(vote.approval)
+        if approval is None or approval.ended is None or approval.ended.by != vote.by:
+            return
+        if self.state.approvals.outcome(offset):
+            self._settled(approval, vote)
 
     def _tell(self) -> None:
         self._moved.set()

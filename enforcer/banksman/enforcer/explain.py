@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.responses import JSONResponse
 
+from banksman.enforcer.budgets import Exhausted, Unknown, counted
+from banksman.enforcer.decision import held, spent
 from banksman.enforcer.question import MAX_QUESTION_BYTES, ExplainQuestion, parse
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import problem
+from banksman.policy.explain import explain
+from banksman.policy.verdict import MEANING, Reason
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
     from banksman.enforcer.replica import Replica
+
+
+_MEND = {
+    "session.killed": "nothing: a kill is for good; another session of the agent",
+    "agent.revoked": "an operator's `restore`",
+    "project.paused": "an operator's `resume`",
+}
+
+
+def _budget(found: Exhausted | Unknown | None) -> dict[str, object] | None:
+    if isinstance(found, Exhausted):
+        return {"state": "exhausted", "then": found.then, **found.told()}
+    if isinstance(found, Unknown):
+        return {"state": "unknown", "why": counted(found)}
+    return None
 
 
 class Explain:
@@ -35,7 +55,34 @@ class Explain:
             raise problem(
                 404, f"no agent {question.agent} is enrolled; name a project to ask all the same", field="agent"
             )
-        told = replica.policies.explain(
-            project, question.agent, question.service, question.action, question.resource, question.branch
+        told = explain(
+            replica.policies.bundle,
+            project,
+            question.agent,
+            question.service,
+            question.action,
+            question.resource,
+            question.branch,
         )
-        return JSONResponse({"project": project, "agent": question.agent, "enrolled": known is not None, **told})
+        controls = replica.state.controls.on(project, question.agent, question.session)
+        if controls:
+            verdict = held(told.verdict, controls[0])
+            told = msgspec.structs.replace(
+                told, verdict=verdict, because=MEANING[verdict.reason], mend=_MEND[controls[0].kind]
+            )
+        budget = replica.budgets.held(project, question.agent, replica.records.partition(question.agent.encode()))
+        if not controls and isinstance(budget, Exhausted):
+            verdict = spent(told.verdict, budget)
+            if verdict is not told.verdict:
+                told = msgspec.structs.replace(
+                    told, verdict=verdict, because=MEANING[Reason.EXHAUSTED],
+                    mend=f"a new day, at {budget.resets_at}, or a higher limit in the policy",
+                )  # fmt: skip
+        about = {
+            "project": project,
+            "agent": question.agent,
+            "enrolled": known is not None,
+            "controls": [one.told() for one in controls],
+            "budget": _budget(budget),
+        }
+        return JSONResponse(about | msgspec.to_builtins(told))

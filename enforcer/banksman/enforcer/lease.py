@@ -11,22 +11,14 @@ The clock is CLOCK_BOOTTIME: CLOCK_MONOTONIC stands still while a machine is sus
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from banksman.stamps import rfc3339
+from banksman.stamps import boottime, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-REMEMBERED = 100  # heartbeats under way; one that old could renew nothing
-
-
-def boottime() -> float:
-    """Seconds since boot, those of suspend included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Beat:
@@ -53,8 +45,9 @@ class Lease:
 
     def begin(self, beat: str) -> None:
         """A heartbeat is about to be sent; call it before anything of the sending has begun."""
-        self._beats[beat] = _Beat(self.clock())
-        while len(self._beats) > REMEMBERED:
+        now = self.clock()
+        self._beats[beat] = _Beat(now)
+        while next(iter(self._beats.values())).began + self.length < now:  # it could renew nothing
             self._beats.popitem(last=False)
 
     def acknowledged(self, beat: str) -> None:

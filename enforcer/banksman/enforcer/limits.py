@@ -60,6 +60,11 @@ class AgentLimits:
         """Held by the batch of events that is being published: one at a time, in the order in which they came."""
         self.approvals = PendingApprovals(settings.agent_approvals)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether as many requests of this agent are waiting as its share of the queue allows."""
+        return self.waiting >= self._share
+
     def take(self) -> float:
         """Charge one request; Problem 429 when the rate or the share is used up. -> the moment, for `session`."""
         now = self._now()
@@ -73,9 +78,13 @@ class AgentLimits:
                 retry_after=(1 - allowance) / self._rate,
             )
         self._allowance = allowance - 1
-        if self.waiting >= self._share:
+        if self.crowded:
             raise problem(429, f"{self.waiting} requests of this agent are waiting already", retry_after=1)
         return now
+
+    def give_back(self) -> None:
+        """A request that was charged comes again by another way."""
+        self._allowance += 1
 
     def charge(self, nanoseconds: int) -> None:
         """Note how long a request kept the replica busy. May overdraw: what follows waits longer."""
@@ -117,6 +126,10 @@ class AgentLimits:
         """A session said goodbye."""
         self._sessions.pop(name, None)
 
+    def is_open(self, name: str) -> bool:
+        """Whether this session was seen lately and has not said goodbye."""
+        return self._now() - self._sessions.get(name, float("-inf")) <= SESSION_OPEN_S
+
     @property
     def sessions(self) -> int:
         """How many sessions count as open."""
@@ -126,17 +139,21 @@ class AgentLimits:
 class Pending:
     """One approval that a human is asked for. `ends`: its `expires_at` on this replica's clock."""
 
-    __slots__ = ("approval", "ends", "event", "operation", "requested")
+    __slots__ = ("approval", "ends", "event", "operation", "requested", "secret")
 
-    def __init__(self, operation: tuple[object, ...], ends: float, event: dict[str, Any]) -> None:
+    def __init__(
+        self, operation: tuple[object, ...], ends: float, event: dict[str, Any], secret: str | None = None
+    ) -> None:
         self.approval: str = event["approval"]
-        self.operation, self.ends, self.event = operation, ends, event
-        self.requested: asyncio.Future[int] | None = None
+        self.operation, self.ends, self.event, self.secret = operation, ends, event, secret
+        self.requested: asyncio.Future[Any] | None = None
         """Of the record that asks for it: until then nobody may be told of this approval. None: not handed over yet."""
 
 
 class PendingApprovals:
-    """The approvals of one agent that this replica opened and that have not run out, by the exact operation."""
+    """The approvals of one agent that this replica is opening, by the exact operation; once they are on the log, `Approvals`
+    knows them.
+    """
 
     __slots__ = ("_by_operation", "_most")
 
@@ -145,27 +162,26 @@ class PendingApprovals:
         self._by_operation: dict[tuple[object, ...], Pending] = {}
 
     def find(self, operation: tuple[object, ...], now: float) -> Pending | None:
-        """The pending approval for the identical operation, or None."""
+        """The one for the identical operation, or None."""
         known = self._by_operation.get(operation)
         return known if known is not None and known.ends > now else None
 
-    def pending(self, approval: str, now: float) -> bool:
-        """Whether this approval has not run out."""
-        return any(known.approval == approval and known.ends > now for known in self._by_operation.values())
-
-    def room(self, now: float) -> None:
-        """Problem 429 when no further approval may be opened."""
-        if len(self._by_operation) >= self._most:
-            self._by_operation = {key: known for key, known in self._by_operation.items() if known.ends > now}
-        if len(self._by_operation) >= self._most:
+    def room(self, now: float, pending: int, on_log: Callable[[str], bool]) -> None:
+        """Problem 429 when no further approval may be opened. `pending`: how many the log knows; it tells which it has."""
+        self._by_operation = {
+            operation: known
+            for operation, known in self._by_operation.items()
+            if known.ends > now and not on_log(known.approval)
+        }
+        if len(self._by_operation) + pending >= self._most:
             raise problem(429, f"{self._most} approvals of this agent are pending already", retry_after=60)
 
-    def open(self, pending: Pending, requested: asyncio.Future[int]) -> None:
+    def open(self, pending: Pending, requested: asyncio.Future[Any]) -> None:
         """Remember one whose request was handed over; forget it when that is not recorded: nobody will ever answer it."""
         pending.requested = requested
         self._by_operation[pending.operation] = pending
 
-        def ended(future: asyncio.Future[int]) -> None:
+        def ended(future: asyncio.Future[Any]) -> None:
             failed = future.cancelled() or future.exception() is not None
             if failed and self._by_operation.get(pending.operation) is pending:
                 del self._by_operation[pending.operation]

@@ -9,6 +9,7 @@ from pathlib import Path
 from banksman import listener, service, settings
 from banksman.enforcer.app import build
 from banksman.enforcer.replica import Replica
+from banksman.enforcer.short_way import ShortWay
 from banksman.signing import load_secret
 
 
@@ -24,14 +25,17 @@ async def main(stop: asyncio.Event) -> None:
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     opened = listener.open_socket(own.enforcer_host, own.enforcer_port, access, setting="BANKSMAN_ENFORCER_HOST")
     replica = Replica(settings.load(settings.Kafka), secret, own, listener.address_of(opened, access))
-    app, _ = build(replica)
+    app, decider = build(replica)
     # Every decision makes a few dozen containers that live until their acknowledgement. With the interpreter's default
     # thresholds the collector would walk all of them every few requests, and find nothing: they are in no cycle.
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
     closing = asyncio.Event()  # the listener ends its open requests first; the replica's tasks must live that long
     serving = asyncio.create_task(
-        listener.serve(app, opened, host=own.enforcer_host, listener=access, stop=stop), name="listener"
+        listener.serve(
+            app, opened, host=own.enforcer_host, listener=access, stop=stop, direct={b"/v1/decide": ShortWay(decider)}
+        ),
+        name="listener",
     )
     working = asyncio.create_task(replica.run(closing), name="replica")
     try:

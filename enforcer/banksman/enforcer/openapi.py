@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import JSONResponse
 
+from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
+from banksman.enforcer.inbox import LONGEST_WAIT_S, STATUSES, Verdict
 from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
 from banksman.events import ACTION_KINDS, KINDS, NAME
 
@@ -58,7 +60,7 @@ class OpenApi:
 def document() -> dict[str, Any]:
     """The whole OpenAPI 3.1 document."""
     kinds = [KINDS[kind] for kind in sorted(ACTION_KINDS)]
-    models = [Question, ReplayedQuestion, ExplainQuestion, NewAgent, NewOperator, Answer, *kinds]
+    models = [Question, ReplayedQuestion, ExplainQuestion, NewAgent, NewOperator, Act, Verdict, Answer, *kinds]
     _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     for kind in kinds:  # what is missing is stamped
         _loosen(components[kind.__name__])
@@ -105,6 +107,38 @@ def document() -> dict[str, Any]:
                 "parameters": [{"name": "agent", "in": "path", "required": True, "schema": _NAMED}],
             }
         },
+        "/v1/agents/{agent}/revoke": _act("revokeAgent", "Everything that the agent asks is denied.", "agent"),
+        "/v1/agents/{agent}/restore": _act("restoreAgent", "Lifts the revocation that is in force.", "agent", 409),
+        "/v1/sessions/{session}/kill": _act(
+            "killSession", "Everything that the session asks is denied, for good.", "session", 409, query=_WHOSE
+        ),
+        "/v1/projects/{project}/pause": _act("pauseProject", "Everything that its agents ask is denied.", "project"),
+        "/v1/projects/{project}/resume": _act("resumeProject", "Lifts the pause that is in force.", "project", 409),
+        "/v1/approvals": {
+            "get": {
+                **_call(
+                    "listApprovals", "What waits for a human, the newest first; an agent sees its own.", "viewer", "agent",
+                    answer=_object(approvals={"type": "array", "items": _APPROVAL}), also=(422, 503),
+                ),
+                "parameters": [_STATUS_IS],
+            }
+        },
+        "/v1/approvals/{approval}": {
+            "get": {
+                **_call(
+                    "getApproval", "How one stands; with `wait` as soon as it is not pending any more.", "viewer", "agent",
+                    answer=_APPROVAL, also=(404, 422, 503),
+                ),
+                "parameters": [_WHICH, _WAIT],
+            },
+            "post": {
+                **_call(
+                    "answerApproval", "Yes or no. 409: somebody was first, or it ran out.", "approver",
+                    body=_ref("Verdict"), answer=_APPROVAL, also=(404, 409, 413, 503),
+                ),
+                "parameters": [_WHICH],
+            },
+        },
         "/v1/operators": {
             "post": _call(
                 "addOperator", "Enrol a person; the token is shown once.", "admin", status=201,
@@ -141,6 +175,16 @@ _SENT = {
 _REPLAY = {
     "name": "Banksman-Replay", "in": "header", "schema": _NAMED,
     "description": "The name of a run. With an admin's token: what was recorded is replayed, marked, and changes nothing live.",
+}  # fmt: skip
+_WHOSE = {
+    "name": "agent", "in": "query", "schema": _TEXT,
+    "description": "Whose session it is. Needed where several agents use the name, or none that this replica has seen.",
+}  # fmt: skip
+_WHICH = {"name": "approval", "in": "path", "required": True, "schema": _TEXT}
+_STATUS_IS = {"name": "status", "in": "query", "schema": {"enum": list(STATUSES), "default": "pending"}}
+_WAIT = {
+    "name": "wait", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S, "default": 0},
+    "description": "Seconds to wait for an answer.",
 }  # fmt: skip
 _SOON = {"Retry-After": {"required": True, "description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _HEADERS: dict[int, dict[str, Any]] = {
@@ -185,6 +229,22 @@ _AGENTS = {
         },
     },
 }
+_MAYBE = {"type": ["string", "null"]}
+_APPROVAL = _object(
+    approval=_TEXT,
+    status={"enum": [status for status in STATUSES if status != "all"]},
+    **dict.fromkeys(("project", "agent", "session", "service", "action", "requested_at", "expires_at"), _TEXT),
+    **dict.fromkeys(
+        ("owner", "resource", "branch", "args_hash", "rule", "policy_version", "used_by", "agent_says"), _MAYBE
+    ),
+    args={"type": ["object", "null"]},
+    brief={"type": "boolean", "description": "Arguments or words are left out for their length."},
+    wanted={"type": "array", "items": _object(any={"type": "array", "items": _TEXT}, min={"type": "integer"})},
+    votes={
+        "type": "array",
+        "items": _object(**dict.fromkeys(("by", "verdict", "at"), _TEXT), comment=_MAYBE),
+    },
+)
 _STATUS = _object(
     replica=_TEXT,
     address=_TEXT,
@@ -196,9 +256,11 @@ _STATUS = _object(
     rejected={"type": "array"},
     replicas={"type": "array"},
     disagreements={"type": "array"},
+    budgets={"type": "object"},
     control={"type": "object"},
     queue={"type": "object"},
     undelivered={"type": "integer"},
+    controls={"type": "object"},
     decisions={"type": "object"},
     dropped={"type": "integer"},
     agents={"type": "integer"},
@@ -211,6 +273,7 @@ def _call(
     name: str,
     summary: str,
     who: str,
+    or_who: str = "",
     *,
     answer: dict[str, Any] | None,
     body: dict[str, Any] | None = None,
@@ -225,6 +288,8 @@ def _call(
     security: list[dict[str, list[str]]] = (
         [] if not who else [{"agent": []}] if who == "agent" else [{"operator": [who]}]
     )
+    if or_who == "agent":
+        security.append({"agent": []})
     if _REPLAY in headers:
         security.append({"operator": ["admin"]})
     made: dict[str, Any] = {
@@ -241,6 +306,22 @@ def _call(
     if body is not None:
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}, **(content or {})}}
     return made
+
+
+def _act(name: str, summary: str, whom: str, *also: int, query: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an operator does about an agent, a session or a project, and on how many replicas it is in force."""
+    texts = {"session": ("session", "agent", "project"), "agent": ("agent", "project"), "project": ("project",)}[whom]
+    answer = _object(
+        state=_TEXT,
+        **dict.fromkeys(texts, _TEXT),
+        in_force={"type": "integer", "minimum": 0},
+        replicas={"type": "integer", "minimum": 1},
+        fenced={"type": "array", "items": _TEXT, "description": "Replicas that did not answer, and cannot any more."},
+        took_ms={"type": "number", "minimum": 0},
+    )
+    made = _call(name, summary, "operator", body=_ref("Act"), answer=answer, also=(404, 413, 503, *also))
+    named = {"name": whom, "in": "path", "required": True, "schema": _NAMED}
+    return {"post": made | {"parameters": [named, *([query] if query else [])]}}
 
 
 def _problem(status: int) -> dict[str, Any]:

@@ -11,12 +11,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from banksman.enforcer.record import stamp
 from banksman.errors import Unavailable
 from banksman.events import PolicyLoaded, PolicyRejected, PolicyRemoved
-from banksman.policy.explain import explain
 from banksman.policy.folder import Change, InForce, PolicyFolder, Rejection, Removed
 from banksman.stamps import rfc3339
 
@@ -53,15 +50,6 @@ class Policies:
     def versions(self) -> dict[str, str]:
         """Project -> the policy version in force."""
         return self.bundle.versions()
-
-    def explain(
-        self, project: str, agent: str, service: str, action: str, resource: str | None, branch: str | None
-    ) -> dict[str, Any]:
-        """Why the operation would be answered as it would, as JSON."""
-        told: dict[str, Any] = msgspec.to_builtins(
-            explain(self.bundle, project, agent, service, action, resource, branch)
-        )
-        return told
 
     def in_force(self) -> list[dict[str, Any]]:
         """What `/v1/status` says about each policy in force, by project."""

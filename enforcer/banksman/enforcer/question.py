@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +18,9 @@ from banksman.events import Name, Uuid  # noqa: TC001 - msgspec resolves them
 from banksman.http_problem import Problem, problem
 from banksman.stamps import rfc3339
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MAX_QUESTION_BYTES = 1024 * 1024
 Text = Annotated[str, Meta(max_length=65536)]  # a policy says `too_long` far below; this only bounds a record
 Words = Annotated[str, Meta(max_length=16384)]
@@ -25,7 +29,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|
 Q = TypeVar("Q", bound="Question")
 
 
-class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """May I? About one operation, in one session."""
 
     id: Uuid | None = None
@@ -43,7 +47,7 @@ class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=Fals
     approval: Annotated[str, Meta(max_length=128)] | None = None
 
 
-class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, gc=False):
+class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A recorded question, asked again by an admin in the name of the agent that once asked it."""
 
     id: Uuid
@@ -52,7 +56,7 @@ class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, gc=Fa
     time: str
 
 
-class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, gc=False):
+class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """What would `agent` be told? `project` only where the agent is not enrolled."""
 
     agent: Name
@@ -62,7 +66,12 @@ class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, gc=Fal
 
 def parse(body: bytes, model: type[Q]) -> Q:
     """A body -> a question. Problem 400: not the one JSON that it could be; 422: the field that is wrong."""
-    return checked(strict(body), model)
+    return canonical.parse_as(body, _decoder(model)) or checked(strict(body), model)
+
+
+@cache
+def _decoder(model: type[Q]) -> Callable[[bytes], Q]:
+    return msgspec.json.Decoder(model).decode
 
 
 def strict(body: bytes) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from banksman import codec
-from banksman.bus import Publisher, died, partition_of, producer
+from banksman.bus import Publisher, died, nothing, partition_of, producer
 from banksman.errors import Unavailable
 from banksman.signing import SENT, digest, service_signer
 from banksman.stamps import rfc3339, uuid7
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from aiokafka import AIOKafkaProducer
 
+    from banksman.bus import Waiter
     from banksman.events import Event
     from banksman.settings import Enforcer, Kafka
-    from banksman.signing import Secret
+    from banksman.signing import Headers, Secret
 
 SERVICE = "enforcer"
 KEPT_FOR_LATER = 10_000
@@ -79,7 +80,9 @@ class Records:
         self.partitions = partitions[Topic.DECISIONS]
         deadline = self._settings.record_deadline_s
         topic = self._kafka.topic
-        self.decisions = Publisher(records, topic(Topic.DECISIONS), bound=self._settings.queue, deadline=deadline)
+        self.decisions = Publisher(
+            records, topic(Topic.DECISIONS), bound=self._settings.queue, deadline=deadline, halves=True
+        )
         self.actions = Publisher(records, topic(Topic.ACTIONS), bound=20_000, deadline=deadline)
         self.alerts = Publisher(records, topic(Topic.ALERTS), bound=KEPT_FOR_LATER, deadline=deadline)
         self.controls = Publisher(control, topic(Topic.CONTROL), bound=10_000, deadline=deadline)
@@ -112,7 +115,7 @@ class Records:
     def encode(self, event: dict[str, Any], *, limit: int = codec.MAX_EVENT_BYTES) -> bytes:
         """An event's bytes; what is too large is cut, never dropped. InvalidEvent: there is nothing in it to cut."""
         value = codec.encode(event)
-        return value if len(value) <= limit else codec.encode(codec.cut(event, self._digest, limit=limit))
+        return value if len(value) <= limit else codec.encode(codec.cut(event, self.digest, limit=limit))
 
     def put(
         self,
@@ -124,7 +127,7 @@ class Records:
         value: bytes | None = None,
         replay: str = "",
         sent: str = "",
-        landed: Callable[[int], None] | None = None,
+        landed: Callable[[int], None] = nothing,
     ) -> asyncio.Future[int]:
         """Sign and hand over one event -> a future of its offset. Unavailable when the queue is full.
 
@@ -133,43 +136,51 @@ class Records:
         """
         if value is None:
             value = self.encode(event)
-        headers = self.signer.headers(
-            publisher.topic,
-            key,
-            value,
-            id=event["id"],
-            kind=event["kind"],
-            time=event["time"],
-            source=event["source"],
-            replay=replay,
-        )
+        headers = self._headers(publisher, key, event, value, replay)
         if sent:
             headers.append((SENT, sent.encode()))
         return publisher.put(partition, key, value, headers, landed)
+
+    def decision(self, partition: int, key: bytes, event: dict[str, Any], waiter: Waiter) -> None:
+        """Sign and hand over a decision that `waiter` waits for. Unavailable when the queue is full."""
+        value = self.encode(event)
+        self.decisions.hand_over(partition, key, value, self._headers(self.decisions, key, event, value), waiter)
+
+    def _headers(self, to: Publisher, key: bytes, event: dict[str, Any], value: bytes, replay: str = "") -> Headers:
+        return self.signer.headers(
+            to.topic, key, value, id=event["id"], kind=event["kind"], time=event["time"], source=event["source"],
+            replay=replay,
+        )  # fmt: skip
 
     async def control(self, event: Event, *, key: str = "") -> int:
         """Append to `control` -> its offset, acknowledged. Unavailable when it was not (it may still land)."""
         return await self.control_soon(event, key=key)
 
-    def control_soon(self, event: Event, *, key: str = "") -> asyncio.Future[int]:
-        """The same without waiting: a future of the offset."""
+    def control_soon(
+        self, event: Event, *, key: str = "", landed: Callable[[int], None] = nothing
+    ) -> asyncio.Future[int]:
+        """The same without waiting: a future of the offset. `landed`: called with it when it comes after all."""
         plain = msgspec.to_builtins(event)
         raw = (key or f"{plain['kind']}/{event.id}").encode()
         value = self.encode(plain, limit=MAX_CONTROL_BYTES)
-        return self.put(self.controls, 0, raw, plain, value=value)
+        return self.put(self.controls, 0, raw, plain, value=value, landed=landed)
 
     def later(self, event: Event, key: str) -> None:
         """Keep on trying to write a finding or a void until it is acknowledged. The same id again changes nothing.
 
         Voids are never dropped: there are no more of them than decisions were under way. Findings have a bound.
         """
-        waiting = self._later[event.topic]
-        if event.id in waiting:
+        self.keep(event.topic, msgspec.to_builtins(event), key)
+
+    def keep(self, topic: Topic, event: dict[str, Any], key: str) -> None:
+        """The same for an event that was tried before, as it was then: other bytes under its id would be another event."""
+        waiting = self._later[topic]
+        if event["id"] in waiting:
             return
-        if event.topic is Topic.ALERTS and len(waiting) >= KEPT_FOR_LATER:
+        if topic is Topic.ALERTS and len(waiting) >= KEPT_FOR_LATER:
             self.dropped += 1
             return
-        waiting[event.id] = (key.encode(), msgspec.to_builtins(event))
+        waiting[event["id"]] = (key.encode(), event)
         self._wake.set()
 
     @property
@@ -216,5 +227,6 @@ class Records:
                 del waiting[name]
         return why
 
-    def _digest(self, raw: bytes) -> str:
+    def digest(self, raw: bytes) -> str:
+        """What stands in the place of a text that was cut."""
         return digest(self._cut_key, raw)

@@ -17,10 +17,12 @@ from aiokafka.errors import KafkaError
 from banksman import provision
 from banksman.enforcer.agreement import EVERY, PATIENCE_S, Agreement, told
 from banksman.enforcer.answers import Answers
+from banksman.enforcer.approving import Approving
 from banksman.enforcer.aside import Aside
+from banksman.enforcer.budgets import Budgets
 from banksman.enforcer.callers import Callers
 from banksman.enforcer.control import ControlReader, Peer, State
-from banksman.enforcer.lease import Lease, boottime
+from banksman.enforcer.lease import Lease
 from banksman.enforcer.metrics import Metrics
 from banksman.enforcer.policies import Policies
 from banksman.enforcer.record import SERVICE, Records, stamp
@@ -28,15 +30,18 @@ from banksman.errors import BrokerAway, Unavailable
 from banksman.events import Finding
 from banksman.events import Replica as Heartbeat
 from banksman.service import together
-from banksman.stamps import rfc3339, uuid7_from
+from banksman.stamps import boottime, rfc3339, uuid7_from
 
 if TYPE_CHECKING:
+    from banksman.approvals import Approval
     from banksman.control_log import Forged
+    from banksman.events import Vote
     from banksman.settings import Enforcer, Kafka
     from banksman.signing import Secret
 
 LAST_WORDS_S = 1.0
-READ_BACK_S = 5.0
+BREATH_S = 0.002
+"""What is in a hurry within so many seconds shares a heartbeat: nobody floods the log with them."""
 FORGED_AT_ONCE = 30.0
 _log = logging.getLogger("banksman")
 
@@ -56,9 +61,14 @@ class Replica:
         self.answers = Answers(boottime)
         self.aside = Aside()
         self.policies = Policies(self)
+        self.budgets = Budgets(kafka, secret, settings, self.policies, self.lease.clock)
         self.hurry = asyncio.Event()
         """Set when the next heartbeat must not wait."""
-        self.control = ControlReader(kafka, secret, self.lease, self.state, forged=self._forged, changed=self.hurry.set)
+        self.approving = Approving(self)
+        self.control = ControlReader(
+            kafka, secret, self.lease, self.state,
+            forged=self._forged, changed=self.hurry.set, settled=self._settled,
+        )  # fmt: skip
         self._told: dict[str, float] = {}
         self._forged_left, self._forged_at = FORGED_AT_ONCE, 0.0
         self.agreement = Agreement()
@@ -80,10 +90,12 @@ class Replica:
         tasks = [
             asyncio.create_task(self.control.run(), name="control reader"),
             asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self.budgets.run(), name="limits reader"),
             asyncio.create_task(self.records.deliver(), name="delivery"),
             asyncio.create_task(self.policies.watch(), name="policy folder"),
             asyncio.create_task(self.policies.tell(), name="policy news"),
             asyncio.create_task(self._compare(), name="comparison"),
+            asyncio.create_task(self.approving.watch(), name="approvals"),
             asyncio.create_task(self.records.die(), name="Kafka producer"),
         ]
         try:
@@ -131,6 +143,7 @@ class Replica:
             try:
                 async with asyncio.timeout(self.settings.heartbeat_s):
                     await self.hurry.wait()
+                    await asyncio.sleep(BREATH_S)
             except TimeoutError:
                 pass
 
@@ -167,7 +180,14 @@ class Replica:
         except TimeoutError:
             _log.warning("could not say goodbye: not acknowledged within %g s", LAST_WORDS_S)
 
-    # ── what is wrong is told ──
+    # ── what is over, and what is wrong, is told ──
+
+    def _settled(self, approval: Approval, vote: Vote) -> None:
+        """Whoever wrote the vote tells; and one other, in case it died."""
+        self.approving.wake(approval)
+        live = self.live()
+        if vote.source == self.records.source or (live and self.id == min(peer.replica for peer in live)):
+            self.approving.ended(approval)
 
     def _forged(self, forged: Forged) -> None:
         """The same finding from every replica and every start: its id and bytes come from the record alone.
@@ -254,8 +274,19 @@ class Replica:
             "policies": ("Policies in force.", lambda: len(self.policies.versions())),
             "policies_rejected": ("Files that do not load.", lambda: len(self.policies.rejections)),
             "agents": ("Agents that are enrolled.", lambda: len(self.state.identities.agents)),
+            "agents_revoked": ("Agents that are revoked.", lambda: len(self.state.controls.revoked)),
+            "projects_paused": ("Projects that are paused.", lambda: len(self.state.controls.paused)),
+            "budget_unknown": ("Questions that got no answer: nobody had counted.", lambda: self.budgets.unknown),
+            "counted_s_ago": (
+                "Seconds since all was counted, in the partition where it is longest.",
+                self._counted_s_ago,
+            ),
             "answers_kept": ("Answers kept for repeated questions.", lambda: len(self.answers)),
         }
+
+    def _counted_s_ago(self) -> float:
+        now = self.lease.clock()
+        return max((now - to for to in self.budgets.counted_to.values()), default=-1.0)
 
     def _lease_left(self) -> float:
         return max(0.0, self.lease.ends - self.lease.clock())
@@ -263,32 +294,6 @@ class Replica:
     def waiting(self) -> int:
         """Decisions that wait for their acknowledgement."""
         return self.records.decisions.pending if self.records.connected else 0
-
-    async def everywhere(self, offset: int) -> list[str]:
-        """Return when no replica can answer without knowing what was just acknowledged at `offset` in control.
-
-        -> the ids of replicas that did not say so. They are fenced: a lease that does not know of it was begun before it
-        was written, so one lease (theirs: their heartbeats tell how long) after the acknowledgement the last of them has
-        run out. Unavailable: this replica itself has not read it back; it is in force all the same.
-        """
-        acknowledged = self.lease.clock()
-        try:
-            async with asyncio.timeout(READ_BACK_S):
-                await self.control.applied(offset)
-        except TimeoutError:
-            raise Unavailable(f"it is on record at {offset}, but was not read back within {READ_BACK_S:g} s") from None
-        live = self.live()
-        asked = [peer.replica for peer in live]
-        until = acknowledged + max((peer.lease_s for peer in live), default=self.lease.length)
-        while True:
-            peers = self.state.peers
-            behind = [
-                name for name in asked if name in peers and peers[name].applied < offset and not peers[name].ended
-            ]
-            left = until - self.lease.clock()
-            if not behind or left <= 0:
-                return behind
-            await self.control.moved(left)
 
     def live(self) -> list[Peer]:
         """The replicas that were heard within one lease, this one included."""

@@ -96,6 +96,7 @@ class Status:
                 for peer in sorted(live, key=lambda peer: peer.replica)
             ],
             "disagreements": replica.agreement.now(live),
+            "budgets": replica.budgets.status(replica.records.partitions if replica.records.connected else 0),
             "control": {"applied": replica.state.applied},
             "queue": {"waiting": replica.waiting(), "bound": replica.settings.queue},
             "undelivered": replica.records.undelivered,
@@ -105,6 +106,7 @@ class Status:
                 "unrecorded": replica.metrics.unrecorded,
                 "voids": replica.metrics.voids,
             },
+            "controls": replica.state.controls.told(),
             "agents": len(replica.state.identities.agents),
             "operators": len(replica.state.identities.operators),
         }

@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from banksman import codec
 from banksman.errors import Refused
 from banksman.producers.connection import Connection, address, clock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from banksman.producers.connection import Answer
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0
+LONG_POLL_S = 25.0
 KEPT = 32
 """Connections that stay open between questions."""
 
@@ -105,7 +110,8 @@ class Asker:
         pause, why = FIRST_PAUSE_S, "there was no time to ask"
         while clock() < until:
             try:
-                answer = self._once(body, until)
+                with self._connection() as connection:
+                    answer = connection.post("/v1/decide", body, self._headers, until=until)
             except (OSError, HTTPException) as error:
                 told = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 why, wait = f"{self._url}: {told}", pause
@@ -121,16 +127,39 @@ class Asker:
             time.sleep(wait)
         return Heard(nobody(f"no_answer: {why}"), until)
 
-    def _once(self, body: bytes, until: float) -> Answer:
+    def settled(self, approval: str, wait: float) -> bool:
+        """Wait for humans to answer -> whether they have, or the approval ran out, within so many seconds. Never raises."""
+        until = clock() + wait
+        pause = FIRST_PAUSE_S
+        while (left := until - clock()) > 0:
+            path = f"/v1/approvals/{quote(approval, safe='')}?wait={min(left, LONG_POLL_S):.3f}"
+            try:
+                with self._connection() as connection:
+                    answer = connection.get(path, self._headers, until=until + FIRST_PAUSE_S)
+                if answer.status == 200:
+                    if _status(answer) != "pending":
+                        return True
+                    continue  # it waited as long as it was told to
+                if answer.status not in (429, 502, 503, 504):
+                    return False
+                pause = max(pause, answer.retry_after or 0.0)
+            except (OSError, HTTPException):
+                pass  # asked again, as long as there is time
+            time.sleep(min(pause, max(0.0, until - clock())))
+            pause = min(pause * 2, LAST_PAUSE_S)
+        return False
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """One that nobody else uses meanwhile. What goes wrong over it closes it."""
         with self._lock:
             connection = self._idle.pop() if self._idle else Connection(self._where)
-        answer = connection.post("/v1/decide", body, self._headers, until=until)
+        yield connection
         with self._lock:
             if len(self._idle) < KEPT:
                 self._idle.append(connection)
-                return answer
+                return
         connection.close()
-        return answer
 
     def close(self) -> None:
         """Close what is idle."""
@@ -160,6 +189,14 @@ def _decision(answer: Answer) -> Decision:
         return nobody("no_answer: a 200 that is not a decision")
     made["reason"] = str(made["reason"])
     return Decision(**made)
+
+
+def _status(answer: Answer) -> object:
+    try:
+        said = json.loads(answer.raw)
+    except ValueError:
+        return None
+    return said.get("status") if isinstance(said, dict) else None
 
 
 def _passed(valid_until: str | None) -> bool:

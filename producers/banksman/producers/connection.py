@@ -88,9 +88,16 @@ class Connection:
 
         A connection that the other side let go of while it was idle is opened again, once: send only what may be sent twice.
         """
+        return self._twice("POST", path, body, headers, until)
+
+    def get(self, path: str, headers: Mapping[str, str], *, until: float) -> Answer:
+        """The same for a GET."""
+        return self._twice("GET", path, None, headers, until)
+
+    def _twice(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], until: float) -> Answer:
         self._fresh = self._open is None
         try:
-            return self._post(path, body, headers, until)
+            return self._once(method, path, body, headers, until)
         except (ConnectionError, http.client.BadStatusLine):
             self.close()
             if self._fresh:
@@ -99,19 +106,19 @@ class Connection:
             self.close()
             raise
         try:
-            return self._post(path, body, headers, until)
+            return self._once(method, path, body, headers, until)
         except BaseException:
             self.close()
             raise
 
-    def _post(self, path: str, body: bytes, headers: Mapping[str, str], until: float) -> Answer:
+    def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], until: float) -> Answer:
         if self._open is None:
             self._open = _connection(self._where, _left(until))
             self._open.connect()
         connection = self._open
         assert connection.sock is not None
         connection.sock.settimeout(_left(until))
-        connection.request("POST", self._where.path + path, body, dict(headers))
+        connection.request(method, self._where.path + path, body, dict(headers))
         connection.response_class = lambda sock, **more: _Response(sock, until, **more)  # type: ignore[assignment]
         response = connection.getresponse()
         raw = response.read(MAX_ANSWER + 1)
@@ -141,7 +148,7 @@ class Connection:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close it; the next `post` opens a new one."""
+        """Close it; the next request opens a new one."""
         opened, self._open = self._open, None
         if opened is not None:
             opened.close()

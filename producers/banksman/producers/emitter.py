@@ -10,7 +10,6 @@ threads of the emitter (outbox.py).
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from banksman import stamps
 from banksman.errors import InvalidInput, Unavailable
 from banksman.events import is_name
 from banksman.producers import snapshot
@@ -28,7 +28,7 @@ from banksman.producers.outbox import Bounds, Outbox, Stats
 from banksman.producers.record import Recorder, jsonable
 from banksman.producers.session import Session
 from banksman.signing import Credential, parse_credential
-from banksman.stamps import uuid7
+from banksman.stamps import uuid7, uuid7_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NAME = "emitter-python/1.0"
 DEFAULT_URL = "http://127.0.0.1:7700"
-ASKING_THREADS = 32
+ASKING_THREADS, WAITING_THREADS = 32, 128
 FULL = "the spool is at its cap, and what cannot be recorded is refused"
 _log = logging.getLogger("banksman.emitter")
 
@@ -73,6 +73,7 @@ class Emitter:
         self._decide_timeout = decide_timeout
         self._asker = Asker(url, known.token, ca_file=ca_file)
         self._threads: ThreadPoolExecutor | None = None
+        self._waiting: ThreadPoolExecutor | None = None
         self._outbox = Outbox(
             (spool or default_spool()) / known.project / known.agent,
             NAME,
@@ -81,6 +82,7 @@ class Emitter:
             Bounds(spool=spool_bytes, keep=self._refuses, exit_s=exit_timeout),
         )
         _live.add(self)
+        stamps.prepare()  # the first calls come before the sender's thread does
         self._outbox.start()
 
     @classmethod
@@ -124,8 +126,10 @@ class Emitter:
             raise SpoolFull(FULL)
         now, name, taken = time.time_ns(), "", False
         try:
-            name = str(event.get("id") or uuid7(now // 1_000_000))
-            taken = self._outbox.put(snapshot.take((name, now, event)))
+            given = event.get("id")
+            name = str(given) if given else uuid7(now // 1_000_000)
+            put = self._outbox.put  # looked up and called apart: as one step it goes through the class, in vain
+            taken = put(snapshot.take((name, now, event)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the agent's trouble
             self._outbox.drop()
             _log.error("an event could not be taken (%s)", type(error).__name__)  # its text may hold the event
@@ -135,16 +139,27 @@ class Emitter:
 
     # ── asking ──
 
-    def decide(self, question: Mapping[str, Any], timeout: float | None = None) -> Decision:
+    def decide(self, question: Mapping[str, Any], timeout: float | None = None, wait: float = 0.0) -> Decision:
         """May this be done? `question`: `session service action resource? branch? args? call? reason? approval?`. Waits;
-        never raises. Whatever is not a 200 with `allow` means no.
+        never raises. Whatever is not a 200 with `allow` means no. `wait`: seconds to wait for humans where they are asked; what
+        comes back after that is their answer, or still `approve`.
         """
         refusal, asked = self._question(question)
         if refusal is not None:
             return refusal
-        return self._asker.ask(asked, self._decide_timeout if timeout is None else timeout).now()
+        limit = self._decide_timeout if timeout is None else timeout
+        decision = self._asker.ask(asked, limit).now()
+        approval = _waited_for(decision, wait)
+        if approval is not None and self._asker.settled(approval, wait):
+            return self._asker.ask(_with(asked, approval), limit).now()
+        return decision
 
-    async def adecide(self, question: Mapping[str, Any], timeout: float | None = None) -> Decision:  # noqa: ASYNC109
+    async def adecide(
+        self,
+        question: Mapping[str, Any],
+        timeout: float | None = None,  # noqa: ASYNC109
+        wait: float = 0.0,
+    ) -> Decision:
         """The same for asyncio: it waits in a thread, the event loop does not."""
         import asyncio
         from concurrent.futures import ThreadPoolExecutor
@@ -154,9 +169,17 @@ class Emitter:
             return refusal
         if self._threads is None:
             self._threads = ThreadPoolExecutor(ASKING_THREADS, "banksman-ask")
-        ask = functools.partial(self._asker.ask, asked, self._decide_timeout if timeout is None else timeout)
-        heard = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
-        return heard.now()  # judged here: the loop may have been busy since
+        limit, loop = self._decide_timeout if timeout is None else timeout, asyncio.get_running_loop()
+        heard = await loop.run_in_executor(self._threads, self._asker.ask, asked, limit)
+        decision = heard.now()  # judged here: the loop may have been busy since
+        approval = _waited_for(decision, wait)
+        if approval is not None:
+            if self._waiting is None:  # others: who waits for minutes must not keep those who ask from a thread
+                self._waiting = ThreadPoolExecutor(WAITING_THREADS, "banksman-wait")
+            if await loop.run_in_executor(self._waiting, self._asker.settled, approval, wait):
+                again = _with(asked, approval)
+                decision = (await loop.run_in_executor(self._threads, self._asker.ask, again, limit)).now()
+        return decision
 
     def _question(self, question: Mapping[str, Any]) -> tuple[Decision | None, dict[str, Any]]:
         if self._refuses and self._outbox.full:
@@ -185,9 +208,10 @@ class Emitter:
     def close(self, timeout: float = 5.0) -> bool:
         """`flush` while the other side is there, then let go of the spool. Whether all was sent; the rest is next time's."""
         sent = self._outbox.close(timeout)
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
-            self._threads = None
+        for threads in (self._threads, self._waiting):
+            if threads is not None:
+                threads.shutdown(wait=False)
+        self._threads = self._waiting = None
         self._asker.close()
         return sent
 
@@ -211,7 +235,7 @@ class Emitter:
 
     def forked(self) -> None:
         """In a child: threads and connections of the parent are not ours. (The outbox looks after itself.)"""
-        self._threads = None
+        self._threads = self._waiting = None
         self._asker.forked()
 
 
@@ -222,6 +246,16 @@ def default_spool() -> Path:
         return (Path(state) if state else Path.home() / ".local" / "state") / "banksman" / "spool"
     except RuntimeError:  # a user without a home
         return Path("/var/lib/banksman/spool")
+
+
+def _waited_for(decision: Decision, wait: float) -> str | None:
+    return decision.approval if wait > 0 and decision.decision == "approve" else None
+
+
+def _with(asked: dict[str, Any], approval: str) -> dict[str, Any]:
+    """The question that is put once humans have said yes: another one, and the same one whenever it follows from the first."""
+    first = str(asked["id"])
+    return asked | {"id": uuid7_from(int(first[:13].replace("-", ""), 16), first, approval), "approval": approval}
 
 
 _live: weakref.WeakSet[Emitter] = weakref.WeakSet()

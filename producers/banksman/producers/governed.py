@@ -36,17 +36,19 @@ def govern(
     args: Part[Mapping[str, Any]] = None,
     record_result: bool = False,
     timeout: float | None = None,
+    wait: float = 0.0,
 ) -> Callable[[F], F]:
     """The decorator for functions that are defined before there is a session: takes the one that is open around the call.
 
-    `action`: the function's name unless given. `args`: the call's arguments by name unless given. Where no session is open
-    the function does not run (NotAllowed). TypeError: a generator function, which runs long after it was asked about.
+    `action`: the function's name unless given. `args`: the call's arguments by name unless given. `wait`: seconds to wait for
+    humans, where the policy wants their yes. Where no session is open the function does not run (NotAllowed). TypeError: a
+    generator function, which runs long after it was asked about.
     """
     from banksman.producers.session import current
 
     return govern_in(
         current, service=service, action=action, resource=resource, branch=branch, args=args,
-        record_result=record_result, timeout=timeout,
+        record_result=record_result, timeout=timeout, wait=wait,
     )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ def govern_in(
     args: Part[Mapping[str, Any]],
     record_result: bool,
     timeout: float | None,
+    wait: float,
 ) -> Callable[[F], F]:
     """The decorator; `session` says at each call in which session it is."""
 
@@ -74,7 +77,7 @@ def govern_in(
             where = session()
             if where is None:
                 raise NotAllowed(nobody("not_asked: no session is open here"))
-            return _Run(where, operation.of(given, named), record_result=record_result, timeout=timeout)
+            return _Run(where, operation.of(given, named), record_result=record_result, timeout=timeout, wait=wait)
 
         if inspect.iscoroutinefunction(_inner(function)):
 
@@ -145,20 +148,22 @@ class _Run:
     """One governed call."""
 
     def __init__(
-        self, session: Session, operation: dict[str, Any], *, record_result: bool, timeout: float | None
+        self, session: Session, operation: dict[str, Any], *, record_result: bool, timeout: float | None, wait: float
     ) -> None:
-        self._session, self._operation, self._timeout = session, operation, timeout
+        self._session, self._operation, self._timeout, self._wait = session, operation, timeout, wait
         self._record_result = record_result
         self._call = session.tool_call(**operation)
         self._began = 0
 
     def ask(self) -> None:
         """Return when it may run. NotAllowed otherwise."""
-        self._judge(self._session.decide(**self._operation, call=self._call, timeout=self._timeout))
+        self._judge(self._session.decide(**self._operation, call=self._call, timeout=self._timeout, wait=self._wait))
 
     async def ask_async(self) -> None:
         """The same."""
-        self._judge(await self._session.adecide(**self._operation, call=self._call, timeout=self._timeout))
+        self._judge(
+            await self._session.adecide(**self._operation, call=self._call, timeout=self._timeout, wait=self._wait)
+        )
 
     def _judge(self, decision: Any) -> None:
         if not decision.allowed:

