@@ -419,6 +419,25 @@ def test_an_archiver_that_stands_still_is_seen(deployed: Deployment) -> None:
     assert until(lambda: deployed("status").code == 0, 60)
 
 
+def test_what_nobody_tells_is_seen_to_wait(deployed: Deployment) -> None:
+    def waiting() -> Any:
+        notifier = deployed("status", "--json").json["console"]["notifier"]
+        return notifier if notifier["lag"] and notifier["waiting_s"] > 1 else None
+
+    file = deployed.folder / "policies" / "shop.yaml"
+    freeze(deployed.services["notifier"].pid)
+    try:
+        file.write_text(POLICY.replace("allow:", "allou:", 1))
+        first = until(waiting, 30)
+        assert until(lambda: (now := waiting()) and now["waiting_s"] > first["waiting_s"] and now, 30)
+    finally:
+        file.write_text(POLICY)
+        deployed.services["notifier"].send_signal(signal.SIGCONT)
+    told = {"lag": 0, "waiting_s": 0.0}
+    assert until(lambda: deployed("status", "--json").json["console"]["notifier"] == told, 60)
+    assert until(lambda: deployed("status").code == 0, 30)
+
+
 def test_the_enforcer_away_does_not_hide_the_console(deployed: Deployment) -> None:
     port = deployed.environment["BANKSMAN_URL"].rpartition(":")[2]
     assert deployed.stop("enforcer") == 0

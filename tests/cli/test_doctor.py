@@ -121,6 +121,7 @@ def test_where_the_enforcers_side_stops(
         (Reply(canned.console(clickhouse={"reachable": False, "error": "x", "rows": None})), (1, "clickhouse")),
         (Reply(canned.console(kafka={"reachable": False, "error": "x"}, archiver=None)), (1, "kafka")),
         (Reply(canned.console(lag=500)), (1, "archiver")),
+        (Reply(canned.console(notifier={"lag": 3, "waiting_s": 181.0})), (1, "notifier")),
     ],
 )
 def test_where_the_read_side_stops(

@@ -115,6 +115,7 @@ AWAY = {"reachable": False, "error": "no answer within 5 s"}
         ({"kafka": canned.console()["kafka"] | AWAY, "archiver": None, "dead_letters": None}, "kafka: away"),
         ({"ready": False, "reason": "reading control"}, "console: not ready: reading control"),
         ({"archiver": {"lag": 200_000, "partitions": []}}, "archiver: 200,000 records behind"),
+        ({"notifier": {"lag": 3, "waiting_s": 181.0}}, "notifier: for 3 min something that was found waits to be told"),
     ],
 )
 def test_what_is_wrong_with_the_read_side(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 HELP = """Follow the path of an action from here to the audit log, step by step: settings, token, enforcer, Kafka, policies,
-archiver, ClickHouse, console, disk. Says where it stops and what to do there. With AGENT also what stands in that agent's
-way.
+archiver, ClickHouse, console, notifier, disk. Says where it stops and what to do there. With AGENT also what stands in that
+agent's way.
 
 Exit code: 0 the whole path is open, 1 something is wrong, 2 a setting is wrong, 3 the token is missing or refused,
 4 somebody does not answer."""
@@ -223,6 +223,14 @@ def _processors(found: Found) -> Iterator[str | Wrong]:
     yield from _or(wrong, "what agents do is counted")
 
 
+def _notifier(found: Found) -> Iterator[str | Wrong]:
+    wrong = [one for one in health.of_console(found.console) if one.where == "notifier"]
+    waiting = (found.console["notifier"] or {}).get("waiting_s")
+    yield from _or(
+        wrong, "not known" if waiting is None else f"what was found is told{', or about to be' * bool(waiting)}"
+    )
+
+
 def _seen(found: Found) -> Iterator[str | Wrong]:
     answer = now.ask(found.asks("console"), str(found.agent))
     for one in answer["controls"]:
@@ -266,7 +274,8 @@ PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]
     ("kafka", ("console",), _kafka),
     ("clickhouse", ("console",), _clickhouse),
     ("archiver", ("kafka", "clickhouse"), _archiver),
-    ("processors", ("operator", "kafka"), _processors),
+    ("processors", ("operator", "ready"), _processors),
+    ("notifier", ("kafka",), _notifier),
     ("seen", ("agent", "clickhouse"), _seen),
     ("disk", ("settings",), _disk),
 )

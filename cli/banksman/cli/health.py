@@ -19,6 +19,8 @@ FAR = 100_000
 """Records. Further behind than this is wrong also while it catches up: the questions' answers are old."""
 NAMED = 5
 """Controls that are told one by one; there are never many unless something is very wrong."""
+UNTOLD_S = 120.0
+"""What was found waits longer than this: Slack is away, or nobody tells. To edit a hundred messages takes as long."""
 FULL = 0.8
 """Share of the enforcer's queue."""
 
@@ -121,6 +123,13 @@ def of_console(status: Status, before: Status | None = None) -> Iterator[Wrong]:
     if not status["kafka"]["reachable"]:
         yield Wrong(
             "kafka", f"away, as seen from the console: {status['kafka']['error']}", "start it, or mend the network"
+        )
+    notifier = status["notifier"]
+    if notifier is not None and notifier["waiting_s"] > UNTOLD_S:
+        yield Wrong(
+            "notifier",
+            f"for {notifier['waiting_s'] / 60:.0f} min something that was found waits to be told",
+            "is `banksman serve notifier` running? Its log says what Slack answers",
         )
     archiver = status["archiver"]
     if archiver is None or archiver["lag"] is None:

@@ -24,6 +24,7 @@ from banksman.controls import Controls
 from banksman.events import PolicyLoaded, PolicyRemoved
 from banksman.http_problem import problem
 from banksman.identities import Identities, Operator
+from banksman.stamps import boottime
 from banksman.topics import ARCHIVED, Topic
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from banksman.signing import Secret
 
 LOOK_S = 1.0
-ARCHIVER = "archiver"
-"""The consumer group that commits how far the archive is; after the topics' prefix."""
+ARCHIVER, NOTIFIER = "archiver", "notifier"
+"""The consumer groups that commit how far the archive is, and up to where all alerts are told; after the topics' prefix."""
 _log = logging.getLogger("banksman")
 
 
@@ -51,6 +52,7 @@ class Known:
         """(topic, partition) -> the next offset that Kafka would give; None while Kafka is away."""
         self.archived: dict[tuple[str, int], int] = {}
         """(topic, partition) -> where the archiver goes on."""
+        self.untold = Untold()
         self.kafka_error: str | None = "not reached yet"
         self._kafka, self._log = kafka, ControlLog(kafka, secret, self._forged)
         self._behind: set[tuple[str, int]] = set()
@@ -77,10 +79,10 @@ class Known:
                 self._judge()
 
     async def look_at_kafka(self) -> None:
-        """Keep `ends` and `archived` fresh. Never returns."""
+        """Keep `ends`, `archived` and `untold` fresh. Never returns."""
         while True:
             try:
-                self.ends, self.archived = await self._look()
+                self.ends, self.archived, told = await self._look()
             except (KafkaError, OSError, TimeoutError) as error:
                 why = f"{type(error).__name__}: {error}"
                 if self.kafka_error != why:
@@ -89,6 +91,7 @@ class Known:
                 await self.close()
             else:
                 self.kafka_error = None
+                self.untold.look(self.ends[Topic.ALERTS.value, 0], told, boottime())
                 self._behind = {where for where, end in self.ends.items() if self.archived.get(where, 0) < end}
                 if self._must_reach is None:
                     self._must_reach = self.ends[Topic.CONTROL.value, 0] - 1
@@ -152,8 +155,8 @@ class Known:
     def _forged(self, _forged: object) -> None:
         self.refused += 1
 
-    async def _look(self) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
-        """-> (ends, archived)."""
+    async def _look(self) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int], int]:
+        """-> (ends, archived, up to where alerts are told)."""
         if self._consumer is None:
             self._consumer = await _started(bus.consumer(self._kafka))
         if self._admin is None:
@@ -168,7 +171,7 @@ class Known:
         ]
         found = await asyncio.wait_for(self._consumer.end_offsets(places), 5)
         ends = {(full[place.topic].value, place.partition): int(end) for place, end in found.items()}
-        if (Topic.CONTROL.value, 0) not in ends:
+        if not {(Topic.CONTROL.value, 0), (Topic.ALERTS.value, 0)} <= ends.keys():
             raise KafkaError("the topics are not there yet")
         commits = await self._admin.list_consumer_group_offsets(self._kafka.topic_prefix + ARCHIVER)
         archived = {
@@ -176,7 +179,32 @@ class Known:
             for place, commit in commits.items()
             if place.topic in full and commit.offset >= 0
         }
-        return ends, archived
+        told = await self._admin.list_consumer_group_offsets(self._kafka.topic_prefix + NOTIFIER)
+        commit = told.get(TopicPartition(self._kafka.topic(Topic.ALERTS), 0))
+        return ends, archived, max(0, int(commit.offset)) if commit is not None else 0
+
+
+class Untold:
+    """For how long at least something in `alerts` has been waiting to be told: the notifier commits up to where all of it is,
+    and a mark is set at the end of `alerts` each time it has passed the one before.
+    """
+
+    def __init__(self) -> None:
+        self.records = 0
+        self._mark, self._since = 0, 0.0
+        """Everything before this offset is waited for, and since when."""
+        self._looked = 0.0
+
+    def look(self, end: int, told: int, now: float) -> None:
+        """`now`: seconds."""
+        self.records, self._looked = max(0, end - told), now
+        if told >= self._mark:
+            self._mark, self._since = end, now
+
+    @property
+    def seconds(self) -> float:
+        """0: nothing waits."""
+        return self._looked - self._since if self.records else 0.0
 
 
 @lru_cache(maxsize=64)

@@ -95,6 +95,9 @@ class Status:
                 "archiver": None if partitions is None else {
                     "lag": sum(one["lag"] for one in partitions), "partitions": partitions,
                 },
+                "notifier": None if ends is None else {
+                    "lag": known.untold.records, "waiting_s": round(known.untold.seconds, 3),
+                },
                 "findings_last_hour": findings,
                 "dead_letters": None if ends is None else sum(
                     end for (topic, _), end in ends.items() if topic == Topic.DEAD.value

@@ -1,0 +1,30 @@
+"""For how long findings wait to be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from banksman.console.known import Untold
+
+Look = tuple[int, int, float]
+"""Where `alerts` ends, up to where it is told, and when that was seen."""
+
+
+@pytest.mark.parametrize(
+    ("looks", "records", "seconds"),
+    [
+        ([(0, 0, 5.0)], 0, 0.0),
+        ([(7, 7, 5.0), (7, 7, 900.0)], 0, 0.0),
+        ([(7, 7, 5.0), (9, 7, 6.0), (12, 7, 66.0)], 5, 60.0),  # nobody tells
+        ([(3, 0, 5.0), (3, 0, 65.0)], 3, 60.0),  # nobody ever did
+        ([(9, 7, 6.0), (12, 8, 7.0)], 4, 1.0),
+        ([(9, 7, 6.0), (12, 8, 7.0), (15, 9, 8.0)], 6, 0.0),  # the mark was passed, and is set anew
+        ([(9, 7, 6.0), (12, 8, 7.0), (12, 12, 8.0)], 0, 0.0),
+        ([(9, 7, 6.0), (9, 9, 8.0), (10, 9, 100.0), (10, 9, 101.0)], 1, 1.0),  # what waits now came later
+    ],
+)
+def test_waiting(looks: list[Look], records: int, seconds: float) -> None:
+    untold = Untold()
+    for look in looks:
+        untold.look(*look)
+    assert (untold.records, untold.seconds) == (records, seconds)
