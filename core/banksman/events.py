@@ -65,6 +65,11 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
     """The event (or question) that this one answers."""
 
 
+def kind_of(event: Event) -> str:
+    """Its `kind`, as on the wire."""
+    return str(type(event).__struct_config__.tag)
+
+
 # ── actions: what agents do and report ──
 
 
@@ -191,6 +196,8 @@ class Decision(Event, tag="decision", kw_only=True, omit_defaults=True):
     """In shadow mode: what would have been answered. The decision was not enforced."""
     latency_us: Count | None = None
     owner: str | None = None
+    budget: dict[str, Any] | None = None
+    """The budget that is spent, where that is the reason: unit, spent, limit, resets_at."""
 
 
 class ApprovalRequested(Event, tag="approval.requested", kw_only=True, omit_defaults=True):
@@ -466,6 +473,8 @@ class Finding(Event, tag="finding", kw_only=True, omit_defaults=True):
     suggestion: str | None = None
     owner: str | None = None
     """Who answers for the agent, as its policy says."""
+    policy_version: str | None = None
+    """The policy under which it was seen."""
     count: Count = 1
     first_seen: Time | None = None
     last_seen: Time | None = None

@@ -76,6 +76,8 @@ def test_a_spent_budget_denies_and_a_higher_limit_holds_on_the_next_request(hous
         "spent": 1001,
         "limit": 1000,
     }
+    (record,) = house.floor.tape.wait(Topic.DECISIONS, lambda one: one["id"] == answer["id"])
+    assert record["budget"] == answer["budget"]
     assert house.reason("denied", "force_push") == "default_deny"  # what policy denies has the policy's reason
     body = {"agent": "denied", "session": "s1", "service": "git", "action": "pull"}
     told = house.enforcer("POST", "/v1/explain", body, token=house.desk.viewer).body
@@ -153,10 +155,18 @@ def mark(house: House, partition: int, signer: Signer | None = None) -> tuple[An
     return record
 
 
+def unanswered(house: House) -> int:
+    """Questions that got a 503 because nobody had counted."""
+    found: int = house.enforcer("GET", "/v1/status", token=house.desk.viewer).body["budgets"]["unknown"]
+    return found
+
+
 def test_where_nobody_counts_nobody_with_a_budget_goes_on(broker: Broker, tmp_path: Path) -> None:
     with open_house(broker, tmp_path, POLICIES, NAMES, worker=False, BANKSMAN_BUDGET_STALE_S="3") as house:
         until(lambda: house.reason("free") == "allowed")
+        unknown = unanswered(house)
         assert house.ask("denied").status == 503
+        assert unanswered(house) == unknown + 1
         assert "budget_unknown: no processor has counted" in house.ask("denied").body["detail"]
         assert house.reason("warned") == "allowed"  # its budget stops nothing
         assert house.reason("shadowed") == "allowed"  # shadow

@@ -68,6 +68,8 @@ def test_a_stuck_session_is_killed_and_nothing_else_is(house: House) -> None:
     killed = house.floor.records(Topic.CONTROL, kind="session.killed")
     assert [(one["agent"], one["session"]) for one in killed] == [("stuck", "s-loop")]
     assert "by" not in killed[0]
+    assert killed[0]["parent"] == page["id"]
+    assert str(page["policy_version"]).startswith("p-stuck@v")
     assert killed[0]["reason"].startswith("loops: ")
 
 

@@ -40,6 +40,7 @@ SAMPLES: dict[str, Any] = {
     "lease_s": 3.0, "ended": True,
     "window": "2026-11-24", "unit": "tokens", "spent": 400000.0, "limit": 500000.0, "fraction": 0.8,
     "burn": 2.5, "exhausted_at": "2026-11-24T18:00:00.000000Z", "resets_at": "2026-11-25T00:00:00.000000Z",
+    "budget": {"unit": "tokens", "spent": 500001, "limit": 500000, "resets_at": "2026-11-25T00:00:00.000000Z"},
     "offsets": {"actions/0": 12}, "detector": "forged", "severity": "warn", "title": "an event nobody signed",
     "fingerprint": "forged/claude-invoice-01", "evidence": {"topic": "actions"}, "suggestion": "banksman session d97e2169",
     "count": 2, "first_seen": "2026-11-24T15:29:00.000000Z", "last_seen": "2026-11-24T15:30:00.000000Z",

@@ -140,7 +140,6 @@ class Decider:
             return spent(verdict, budget)
         if budget is None or budget.shadow or verdict.ruling.decision == "deny":
             return verdict
-        self._budgets.unknown += 1
         why = f"budget_unknown: {counted(budget)}, so nobody can say whether its budget is spent"
         raise problem(503, why, retry_after=RETRY_S)
 
@@ -173,8 +172,12 @@ class Decider:
         """Decide, record, wait for the acknowledgement. Problem 503 when that cannot be had; 429 beyond the limits."""
         if not self.lease.valid:
             raise problem(503, "no decision without a lease: nothing was heard from Kafka lately", retry_after=RETRY_S)
-        verdict = self.verdict(caller, question)
-        ruling, head = verdict.ruling, self._head(caller, asked)
+        try:
+            verdict = self.verdict(caller, question)
+        except Problem:
+            self._budgets.unknown += 1
+            raise
+        ruling, head = verdict.ruling, self._head(caller, verdict.ruling, asked)
         if asked.heavy:
             record = await self._aside(caller.limits, record_of, caller, question, asked.id, verdict, head)
             asked.read = time.thread_time_ns()
@@ -269,26 +272,28 @@ class Decider:
             if record is not None and not caller.replay:
                 self.void(caller, record, why)
             raise problem(503, f"the answer was overtaken while it waited ({why}); ask again", retry_after=RETRY_S)
-        if answer.reason == Reason.EXHAUSTED and not caller.replay:
-            budget = self._budgets.held(caller.project, caller.name, caller.partition)
-            answer.budget = budget.told() if isinstance(budget, Exhausted) else None
         answer.valid_until = self.lease.until
         return _encode(answer)
 
-    def _head(self, caller: Caller, asked: _Asking) -> dict[str, Any]:
+    def _head(self, caller: Caller, ruling: Ruling, asked: _Asking) -> dict[str, Any]:
         """How the `decision` begins. In a replay it is the same every time."""
         if caller.replay:
             moment = datetime.fromisoformat(asked.at)
             name = uuid7_from(int(moment.timestamp() * 1000), "decision", caller.replay, asked.id)
             return {"kind": "decision", "v": 1, "id": name, "time": asked.at, "source": SERVICE}
-        return self.begin()
+        return self.begin(caller, ruling)
 
-    def begin(self) -> dict[str, Any]:
-        """How a `decision` of this moment begins."""
+    def begin(self, caller: Caller, ruling: Ruling) -> dict[str, Any]:
+        """How a `decision` of this moment begins; with the budget that is spent, where that is the reason."""
         now = time.time_ns()
-        return {
+        head: dict[str, Any] = {
             "kind": "decision", "v": 1, "id": uuid7(now // 1_000_000), "time": rfc3339_ns(now), "source": self.records.source,
         }  # fmt: skip
+        if ruling.reason is Reason.EXHAUSTED:
+            budget = self._budgets.held(caller.project, caller.name, caller.partition)
+            if isinstance(budget, Exhausted):
+                head["budget"] = budget.told()
+        return head
 
     def void(self, caller: Caller, record: dict[str, Any], why: str, _offset: int = -1) -> None:
         """Say on the log that a decision which is, or may be, on record was never answered as such.

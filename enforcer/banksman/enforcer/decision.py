@@ -70,6 +70,7 @@ def answer_of(record: dict[str, Any], ruling: Ruling) -> Answer:
         reason=ruling.reason,
         valid_until="",
         approval=record.get("approval"),
+        budget=record.get("budget"),
     )
 
 

@@ -64,7 +64,7 @@ class ShortWay:
             verdict = decider.verdict(caller, question)
             ruling = verdict.ruling
             if ruling.decision != "approve":
-                record = record_of(caller, question, asked or uuid7(), verdict, decider.begin())
+                record = record_of(caller, question, asked or uuid7(), verdict, decider.begin(caller, ruling))
                 took = time.perf_counter_ns() - began
                 record["latency_us"] = took // 1000
                 if took > REQUEST_NS:  # else it cannot have been busy for longer

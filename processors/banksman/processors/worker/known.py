@@ -82,6 +82,11 @@ class Known:
         policy = self._parsed.get(self._last.get(project, ""))
         return policy.owner_of(agent) if policy is not None else None
 
+    def version_of(self, project: str, agent: str) -> str | None:
+        """The policy that an agent goes by; where several do, the one that was loaded last."""
+        named = [policy.version for policy in self._in_force(project) if agent in policy.agents]
+        return named[-1] if named else None
+
     def changed(self) -> set[str]:
         """The projects of which other policies are in force since this was last asked."""
         projects, self._changed = self._changed, set()
