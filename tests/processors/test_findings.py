@@ -55,6 +55,15 @@ def test_a_flood_is_few_findings_and_their_counts_are_all_of_it() -> None:
     assert list(findings.overdue(NOW + 5 * QUIET_MS)) == [], "said once"
 
 
+def test_a_flood_of_warnings_hides_no_page() -> None:
+    findings = Findings("x")
+    flood = [finding for n in range(100) for finding in findings.about(rows([f"made-up-{n}"], first=n), NOW + n)]
+    assert len(flood) == AT_MOST + 1
+    in_limits = Rows(Topic.LIMITS, 0, rows(["buyer"], first=7, received=NOW + 200).columns)
+    [page] = findings.about(in_limits, NOW)
+    assert (page.severity, page.fingerprint) == ("page", "forged/limits/buyer")
+
+
 def test_the_same_within_a_minute_is_counted_and_told_when_it_is_over() -> None:
     findings = Findings("x")
     assert see(findings, "f", NOW)

@@ -122,7 +122,9 @@ def test_a_flood_of_forgeries_is_not_a_flood_of_alerts(archive: Archive) -> None
     archive.publish(*forged)
     archive.start()
     archive.until(lambda: archive.count() == 500)
-    archive.until(lambda: archive.ask("SELECT 1 FROM @events WHERE topic = 'alerts' AND fingerprint = 'forged/more'"))
+    archive.until(
+        lambda: archive.ask("SELECT 1 FROM @events WHERE topic = 'alerts' AND fingerprint = 'forged/more/warn'")
+    )
     assert archive.ask("SELECT count() AS n FROM @events WHERE topic = 'alerts'")[0]["n"] <= 31
 
 

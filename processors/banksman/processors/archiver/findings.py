@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 QUIET_MS = 60_000
 """The same fingerprint is told once in this time."""
 AT_MOST = 30
-"""Fingerprints of one detector that are told within that time, however many different agents a forger makes up."""
+"""Fingerprints of one detector and severity that are told within that time, however many different agents a forger makes up. A
+flood of warnings hides no page.
+"""
 REMEMBERED = 10_000
 
 
@@ -68,7 +70,7 @@ class Findings:
 
     source: str
     _told: OrderedDict[str, _Told] = field(default_factory=OrderedDict)
-    _windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _windows: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     def see(
         self,
@@ -87,12 +89,13 @@ class Findings:
         fingerprint = sight.fingerprint
         if self._is_known(fingerprint, sight):
             return None
-        since, others = self._windows.get(sight.detector, (sight.received_ms, 0))
+        window = sight.detector, severity
+        since, others = self._windows.get(window, (sight.received_ms, 0))
         if sight.received_ms - since >= QUIET_MS:
             since, others = sight.received_ms, 0
-        self._windows[sight.detector] = since, others + 1
+        self._windows[window] = since, others + 1
         if others >= AT_MOST:
-            fingerprint = f"{sight.detector}/more"
+            fingerprint = f"{sight.detector}/more/{severity}"
             title = f"{sight.detector}: more than {AT_MOST} different ones within a minute"
             if self._is_known(fingerprint, sight):
                 return None
