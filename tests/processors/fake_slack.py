@@ -140,6 +140,8 @@ class FakeSlack:
         self.calls: list[tuple[float, str, dict[str, Any]]] = []
         self.disobeyed: list[str] = []
         """Calls that came before a Retry-After was over."""
+        self.of_a_person = False
+        """Whether the token is: then `auth.test` names no bot."""
         self.over = threading.Event()
         self._channels = {name: f"C{number:04d}" for number, name in enumerate(channels or [])}
         self._any, self._apart, self._page = channels is None, apart, page
@@ -259,7 +261,8 @@ class FakeSlack:
             return made
 
     def _auth_test(self, _body: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": True, "user": "banksman", "team": "acme", "bot_id": BOT}
+        whose = {"user_id": f"U-{BOT}"} | ({} if self.of_a_person else {"bot_id": BOT})
+        return {"ok": True, "user": "banksman", "team": "acme", **whose}
 
     def _chat_postMessage(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
         channel = self._id(body["channel"])
@@ -296,7 +299,7 @@ class FakeSlack:
     def _listed(self, body: dict[str, Any], several: list[Message]) -> dict[str, Any]:
         start, size = int(body.get("cursor") or 0), min(self._page, int(body.get("limit") or 100))
         shown = [
-            {"ts": m.ts, "text": m.text, "bot_id": m.bot}
+            {"ts": m.ts, "text": m.text, "bot_id": m.bot, "user": f"U-{m.bot}"}
             | ({"metadata": m.body["metadata"]} if body.get("include_all_metadata") and "metadata" in m.body else {})
             for m in several[start : start + size]
         ]

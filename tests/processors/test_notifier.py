@@ -272,16 +272,22 @@ async def test_killed_before_slack_has_accepted_and_in_a_digest(notifying: Notif
     assert [message.payload.get("step") for message in slack.parents()] == [None, "opened", "digest"]
 
 
-async def test_another_app_cannot_make_an_incident_look_told(notifying: Notifying, slack: FakeSlack) -> None:
+@pytest.mark.parametrize("of_a_person", [False, True])
+async def test_our_messages_are_known_and_another_app_cannot_make_an_incident_look_told(
+    notifying: Notifying, slack: FakeSlack, of_a_person: bool
+) -> None:
+    slack.of_a_person = of_a_person
     one = finding("loops/first")
     payload = {"incident": one.id, "step": "opened", "severity": "warn", "over": False}
     slack.put(
         "#banksman-alerts", {"metadata": {"event_type": "banksman_incident", "event_payload": payload}}, "B0OTHER"
     )
+    slack.spoil("chat.postMessage", drops(accepted=True))
     await notifying.publish(one)
     async with notifying.here():
         await notifying.until(lambda: len(slack.parents()) == 2)
         await notifying.recorded("alert")
+        assert len(slack.parents()) == 2
 
 
 async def test_one_that_was_frozen_tells_nothing_that_another_has_told(notifying: Notifying, slack: FakeSlack) -> None:

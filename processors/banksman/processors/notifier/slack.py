@@ -81,8 +81,8 @@ class Slack:
         self._edits: deque[float] = deque()
         """When edits were made, in the last minute."""
         self._channels: dict[str, str] = {}
-        self._bot: str | None = None
-        self._asked = False
+        self._ours: tuple[str, str] | None = None
+        """The field of a message that says whose it is, and what ours have there."""
 
     async def open(self) -> None:
         """Make the connections' pool."""
@@ -132,7 +132,8 @@ class Slack:
     async def who(self) -> str:
         """Who we are in which workspace."""
         answer = await self._call("auth.test", "auth.test", self._client.auth_test)
-        self._bot, self._asked = answer.get("bot_id"), True
+        bot = answer.get("bot_id")  # a token may be a bot's or a person's
+        self._ours = ("bot_id", bot) if bot else ("user", str(answer.get("user_id")))
         return f"{answer.get('user', 'somebody')} in {answer.get('team', 'a workspace')}"
 
     async def post(
@@ -177,14 +178,16 @@ class Slack:
         return await self._messages("conversations.replies", self._client.conversations_replies, channel=channel, ts=ts)
 
     async def _messages(self, method: str, call: Callable[..., Awaitable[Any]], **of: Any) -> list[Found]:
-        if not self._asked:
+        if self._ours is None:
             await self.who()
+        assert self._ours is not None
+        field, ours = self._ours
         found: list[Found] = []
         async for answer in self._pages(method, call, include_all_metadata=True, **of):
             for message in answer.get("messages") or []:
                 metadata = message.get("metadata") or {}
                 # Another app may write what it likes into its own messages: it must not make ours look told.
-                if metadata.get("event_type") == EVENT and self._bot in (None, message.get("bot_id")):
+                if metadata.get("event_type") == EVENT and message.get(field) == ours:
                     found.append(Found(str(message["ts"]), dict(metadata.get("event_payload") or {})))
         return found
 

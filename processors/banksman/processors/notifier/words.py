@@ -47,17 +47,15 @@ _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _COMMAND = re.compile(r"`(banksman [^`]+)`|(?:\A|: )(banksman [^`;]+?)\s*(?=;|\Z)")
 
 KNOWN = {
-    "cost_usd": "Cost so far", "usd": "Cost so far", "cost_usd_since": "Cost since", "tokens": "Tokens so far",
-    "tokens_since": "Tokens since", "tokens_per_minute": "Tokens a minute", "spent": "Spent", "limit": "Limit",
-    "fraction": "Of the limit", "burn": "Times the sustainable rate", "on_exhausted": "When exhausted",
-    "exhausted_at": "Exhausted at", "resets_at": "Resets at", "action": "Action", "operation": "Operation",
-    "occurrences": "Occurrences", "cycle": "Cycle", "outcome": "Outcome", "side_effects": "Side effects",
-    "first_repeat": "First repeat", "why": "Why", "duplicates": "Duplicates", "repeats": "Repeats", "rule": "Rule",
-    "policy_version": "Policy", "error": "Error", "record": "First record", "time": "Its clock",
-    "received": "The broker's clock", "author": "Signed by",
+    "cost_usd_since": "Cost since", "tokens_since": "Tokens since", "tokens_per_minute": "Tokens a minute", "spent": "Spent",
+    "limit": "Limit", "on_exhausted": "When exhausted", "resets_at": "Resets at", "timezone": "Time zone",
+    "calls_without_a_price": "Calls without a price", "done": "Done", "what": "What", "occurrences": "Occurrences",
+    "cycle": "Cycle", "outcome": "Outcome", "side_effects": "Side effects", "first_repeat": "First repeat", "why": "Why",
+    "rule": "Rule", "error": "Error", "record": "First record", "time": "Its clock", "received": "The broker's clock",
+    "author": "Signed by",
 }  # fmt: skip
 """Keys of evidence in words, in the order in which they are shown; the others come after them, as they are."""
-_COSTS = {"Cost so far", "Tokens so far", "Cost since", "Tokens since"}
+_COSTS = {"Cost since", "Tokens since", "Spent"}
 _OURS = {*KNOWN.values(), "Agent", "Project", "Session", "Owner", "Since", "Over at", "Seen"}
 
 
@@ -287,8 +285,6 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, (int, float)):
         if "usd" in key:
             return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.4f}"
-        if key == "fraction":
-            return f"{value * 100:.0f} %"
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
