@@ -20,7 +20,8 @@ from banksman import codec
 from banksman.bus import follow
 from banksman.errors import InvalidEvent
 from banksman.events import Replica
-from banksman.signing import REPLAY, Author, Verifier, may_write
+from banksman.service_events import doubt
+from banksman.signing import Verifier
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class ControlLog:
         except InvalidEvent as error:
             self._refuse(record, f"cannot be understood: {error}", headers)
             return None
-        kind = str(type(event).__struct_config__.tag)
-        why = _doubt(author, event, kind, headers)
+        why = doubt(author, event, headers, Topic.CONTROL)
         if not why and not isinstance(event, Replica):
             if author is not None and author.service == DETECTORS and event.id in self._counted:
                 return None  # it says the same again when it was ended before it knew that it had
@@ -120,13 +120,3 @@ class ControlLog:
 
 def _apart_ms(event: Event, record: ConsumerRecord) -> float:
     return float(abs(record.timestamp - datetime.fromisoformat(event.time).timestamp() * 1000))
-
-
-def _doubt(author: Author | None, event: Event, kind: str, headers: dict[str, bytes]) -> str:
-    if not may_write(author, Topic.CONTROL, kind=kind, project=None, agent=None):
-        return "nobody of ours has signed it" if author is None else f"{author} may not write control"
-    if headers.get("ce_id") != event.id.encode() or headers.get("ce_type") != f"banksman.{kind}".encode():
-        return "its headers name another event than its body"
-    if REPLAY in headers:
-        return "a replay touches no control"
-    return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from banksman.events import AgentRestored, AgentRevoked, ProjectPaused, ProjectResumed, SessionKilled
+from banksman.events import AgentRestored, AgentRevoked, ProjectPaused, ProjectResumed, SessionKilled, kind_of
 
 if TYPE_CHECKING:
     from banksman.events import Event
@@ -74,7 +74,7 @@ class Controls:
 
 
 def _in_force(event: AgentRevoked | SessionKilled | ProjectPaused, offset: int) -> InForce:
-    return InForce(str(type(event).__struct_config__.tag), offset, event.time, event.by, event.reason)
+    return InForce(kind_of(event), offset, event.time, event.by, event.reason)
 
 
 def _lift(held: dict[str, InForce], name: str, lifts: int) -> bool:

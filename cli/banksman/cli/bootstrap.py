@@ -8,16 +8,15 @@ from aiokafka import TopicPartition
 
 from banksman import codec
 from banksman.bus import consumer, producer
-from banksman.errors import InvalidEvent, InvalidInput
-from banksman.events import Event, OperatorEnrolled, is_name
+from banksman.errors import InvalidInput
+from banksman.events import OperatorEnrolled, is_name
 from banksman.identities import Identities, Operator
-from banksman.signing import Signer, Verifier, header_map, may_write, service_signer, token_hash
+from banksman.service_events import service_event
+from banksman.signing import Signer, Verifier, service_signer, token_hash
 from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
-    from aiokafka.structs import ConsumerRecord
-
     from banksman.settings import Kafka
     from banksman.signing import Secret
 
@@ -36,26 +35,12 @@ async def known_identities(kafka: Kafka, secret: Secret) -> Identities:
         end = (await reading.end_offsets([where]))[where]
         while await reading.position(where) < end:
             for record in (await reading.getmany(timeout_ms=500)).get(where, []):
-                event = _verified(record, verifier)
-                if event is not None:
-                    identities.apply(event)
+                told = service_event(record, Topic.CONTROL, record.topic, verifier)
+                if told is not None:
+                    identities.apply(told[0])
     finally:
         await reading.stop()
     return identities
-
-
-def _verified(record: ConsumerRecord, verifier: Verifier) -> Event | None:
-    if record.value is None:
-        return None
-    try:
-        event = codec.decode(record.value, Topic.CONTROL)
-    except InvalidEvent:
-        return None  # the archiver puts it into `dead`; here it only must not count
-    author = verifier.author(record.topic, record.key, record.headers, record.value)
-    kind = str(type(event).__struct_config__.tag)
-    named = header_map(record.headers)
-    fits = named.get("ce_id") == event.id and named.get("ce_type") == f"banksman.{kind}"
-    return event if fits and may_write(author, Topic.CONTROL, kind=kind, project=None, agent=None) else None
 
 
 async def enrol_operator(

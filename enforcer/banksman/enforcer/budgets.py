@@ -11,11 +11,10 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from banksman import codec
 from banksman.bus import follow
-from banksman.errors import InvalidEvent
 from banksman.events import Budget, Watermark
-from banksman.signing import REPLAY, Verifier, may_write
+from banksman.service_events import service_event
+from banksman.signing import Verifier
 from banksman.stamps import moment_ms
 from banksman.topics import Topic
 
@@ -131,7 +130,8 @@ class Budgets:
 
     def _apply(self, record: ConsumerRecord) -> None:
         """Take in a record that a service of ours has signed. What counts less than is known is late, or a copy."""
-        event = self._verified(record)
+        told = service_event(record, Topic.LIMITS, self._topic, self._verifier)
+        event = told[0] if told is not None else None
         if isinstance(event, Watermark):
             # A mark that waited for Kafka, or is a copy, is as old as it says that it is.
             age_ms = max(0.0, time.time() * 1000 - min(record.timestamp, moment_ms(event.time))) + event.lag_ms
@@ -146,25 +146,6 @@ class Budgets:
                 units[event.unit] = Spent(
                     event.unit, event.spent, event.resets_at, moment_ms(event.resets_at), event.offsets, at_ms
                 )
-
-    def _verified(self, record: ConsumerRecord) -> object:
-        if record.value is None:
-            return None
-        author = self._verifier.author(self._topic, record.key, record.headers, record.value)
-        headers = dict(record.headers)
-        try:
-            event = codec.decode(record.value, Topic.LIMITS)
-        except InvalidEvent:
-            event = None
-        kind = "" if event is None else str(type(event).__struct_config__.tag)
-        right = (
-            event is not None
-            and may_write(author, Topic.LIMITS, kind=kind, project=None, agent=None)
-            and headers.get("ce_id") == event.id.encode()
-            and headers.get("ce_type") == f"banksman.{kind}".encode()
-            and REPLAY not in headers
-        )
-        return event if right else None  # the archiver tells of it
 
 
 def counted(unknown: Unknown) -> str:

@@ -7,9 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from banksman import bus, codec, events, stamps
-from banksman.errors import InvalidEvent, Unavailable
+from banksman.errors import Unavailable
+from banksman.events import kind_of
 from banksman.processors.notifier.incidents import RANK
-from banksman.signing import REPLAY, may_write, service_signer
+from banksman.service_events import service_event
+from banksman.signing import service_signer
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
@@ -29,26 +31,11 @@ def counted(record: ConsumerRecord, topic: str, verifier: Verifier) -> events.Fi
     """The finding, or what a notifier wrote, if one of our services wrote it for live use, exactly so. Everything else is
     stored by the archiver and told by it.
     """
-    if record.value is None:
+    event, author = service_event(record, Topic.ALERTS, topic, verifier) or (None, None)
+    if author is None or not isinstance(event, events.Finding):
         return None
-    author = verifier.author(topic, record.key, record.headers, record.value)
-    if author is None or not author.service:
-        return None
-    try:
-        event = codec.decode(record.value, Topic.ALERTS)
-    except InvalidEvent:
-        return None
-    headers, kind = dict(record.headers), str(type(event).__struct_config__.tag)
-    if (
-        not isinstance(event, events.Finding)
-        or REPLAY in headers
-        or headers.get("ce_id") != event.id.encode()
-        or headers.get("ce_type") != f"banksman.{kind}".encode()
-        or not may_write(author, Topic.ALERTS, kind=kind, project=event.project, agent=event.agent)
-        or (isinstance(event, (events.Alert, events.AlertResolved)) and author.service != SERVICE)
-    ):
-        return None
-    return event
+    ours = author.service == SERVICE or not isinstance(event, (events.Alert, events.AlertResolved))
+    return event if ours else None
 
 
 def alert(incident: Incident, place: Place, rank: int, source: str, *, over: bool) -> events.Alert:
@@ -103,7 +90,7 @@ class Records:
     async def _write(self, event: events.Finding) -> None:
         """However long it takes: what was told and is not on record would be told again."""
         key, value = (event.agent or event.project or "banksman").encode(), codec.encode(event)
-        kind = str(type(event).__struct_config__.tag)
+        kind = kind_of(event)
         headers = self._signer.headers(
             self._to.topic, key, value, id=event.id, kind=kind, time=event.time, source=event.source
         )

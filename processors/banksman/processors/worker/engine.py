@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from banksman import codec
 from banksman.bus import partition_of
 from banksman.errors import BadDeployment, InvalidEvent
-from banksman.events import ModelCall, ToolResult
+from banksman.events import ModelCall, ToolResult, kind_of
 from banksman.processors.authorship import TOLERANCE_S, is_right, lateness
 from banksman.processors.detector import Detector, Seen, Sighting, Spent
 from banksman.processors.worker.resends import Sources, is_resend
@@ -190,7 +190,7 @@ class Engine:
         except InvalidEvent:
             return None
         run = headers.get(REPLAY) or b""
-        kind = str(type(event).__struct_config__.tag)
+        kind = kind_of(event)
         right = is_right(
             author, record.topic, kind, headers.get("ce_type"), record.key, bool(run), event.project, event.agent
         )

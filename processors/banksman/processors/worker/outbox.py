@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from banksman import bus, codec
 from banksman.control_log import DETECTORS
 from banksman.errors import Unavailable
-from banksman.events import Budget, Finding, ProjectPaused, SessionKilled, Watermark
+from banksman.events import Budget, Finding, ProjectPaused, SessionKilled, Watermark, kind_of
 from banksman.processors.detector import Sighting, Spent
 from banksman.signing import service_signer
 from banksman.stamps import rfc3339, rfc3339_ms, uuid7, uuid7_from
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from aiokafka import AIOKafkaProducer
 
@@ -77,21 +77,28 @@ class Outbox:
         if publisher is None:
             publisher = bus.Publisher(self._producer, changelog, bound=1_000_000, deadline=DEADLINE_S)
             self._changelogs[changelog] = publisher
-        await asyncio.gather(*(self._state(publisher, state) for state in states))
-
-    async def _state(self, publisher: bus.Publisher, state: Encoded) -> None:
-        value = state.value or b""
-        while True:
-            headers = self._signer.headers(
-                publisher.topic, state.key, value, id=uuid7(), kind="state", time=rfc3339(), source=DETECTORS
-            )  # fmt: skip
-            try:
-                await publisher.put(state.partition, state.key, state.value, headers)  # type: ignore[arg-type]  # None: a tombstone
-            except Unavailable as error:
-                _log.warning("%s", error)
+        waiting = list(states)
+        while waiting:
+            waiting = await self._put_states(publisher, waiting)
+            if waiting:
                 await asyncio.sleep(RETRY_S)
-            else:
-                return
+
+    async def _put_states(self, publisher: bus.Publisher, states: Sequence[Encoded]) -> list[Encoded]:
+        """-> those that were not acknowledged. No task for each: there is a state for every second record."""
+        now, futures = rfc3339(), list[asyncio.Future[int]]()
+        for state in states:
+            headers = self._signer.headers(
+                publisher.topic, state.key, state.value or b"", id=uuid7(), kind="state", time=now, source=DETECTORS
+            )  # fmt: skip
+            futures.append(publisher.put(state.partition, state.key, state.value, headers))  # type: ignore[arg-type]  # None: a tombstone
+        told = await asyncio.gather(*futures, return_exceptions=True)
+        failed = [(state, error) for state, error in zip(states, told, strict=True) if isinstance(error, BaseException)]
+        for _, error in failed:
+            if not isinstance(error, Unavailable):
+                raise error
+        if failed:
+            _log.warning("%d states are not written yet: %s", len(failed), failed[0][1])
+        return [state for state, _ in failed]
 
     # ── what is said ──
 
@@ -114,6 +121,7 @@ class Outbox:
             title=what.title, fingerprint=what.fingerprint, project=output.project, agent=output.agent,
             session=output.session, evidence=evidence, suggestion=what.suggestion or None,
             owner=self._known.owner_of(output.project, output.agent), count=what.count,
+            policy_version=self._known.version_of(output.project, output.agent),
             first_seen=None if what.first_ms is None else rfc3339_ms(what.first_ms), last_seen=moment, over=what.over,
         )  # fmt: skip
         return finding, output.agent
@@ -132,7 +140,7 @@ class Outbox:
             if time.time() * 1000 - output.at_ms >= TOO_LATE_MS:
                 return f"nothing: the policy wants a {what.act}, and it was seen too late"
             try:
-                await self._try(act, f"{_kind(act)}/{act.id}", "")
+                await self._try(act, f"{kind_of(act)}/{act.id}", "")
             except Unavailable as error:
                 _log.warning("%s", error)
                 await asyncio.sleep(RETRY_S)
@@ -144,8 +152,8 @@ class Outbox:
         long ago.
         """
         head = self._head(uuid7_from(output.at_ms, "act", name), rfc3339()) | {
-            "reason": f"{output.detector}: {what.title}"[:1000]
-        }
+            "reason": f"{output.detector}: {what.title}"[:1000], "parent": name,
+        }  # fmt: skip
         controls = self._known.controls
         if head["id"] in self._known.acts:
             return None
@@ -174,7 +182,7 @@ class Outbox:
     async def _try(self, event: Event, key: str, run: str) -> None:
         publisher, raw, value = self._publishers[event.topic], key.encode(), codec.encode(event)
         headers = self._signer.headers(
-            publisher.topic, raw, value, id=event.id, kind=_kind(event), time=event.time, source=event.source, replay=run
+            publisher.topic, raw, value, id=event.id, kind=kind_of(event), time=event.time, source=event.source, replay=run
         )  # fmt: skip
         await publisher.put(0, raw, value, headers)
 
@@ -184,7 +192,3 @@ def _id(output: Output) -> str:
     about = what.fingerprint if isinstance(what, Sighting) else what.unit
     more = f"{what.severity}/{what.over}" if isinstance(what, Sighting) else ""
     return uuid7_from(output.at_ms, output.detector, output.cause, output.agent, output.run, about, more)
-
-
-def _kind(event: Event) -> str:
-    return str(type(event).__struct_config__.tag)
