@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import faust
@@ -131,3 +132,51 @@ async def test_what_a_delivery_raises_is_raised(consumer: Any) -> None:
 
     with pytest.raises(KeyError):
         await consumer.wait_first(wrong(), consumer.suspend_flow.wait())
+
+
+# ── what waits in a stream ──
+
+
+@dataclass
+class Message:
+    value: bytes | None
+
+
+@dataclass
+class Event:
+    message: Message
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> transport.Waiting:
+    monkeypatch.setattr(transport, "WAITING", 100)
+    app = transport.App("t", broker=f"{transport.SCHEME}://127.0.0.1:9", web_enabled=False)
+    app.flow_control.resume()
+    made = app.FlowControlQueue(maxsize=4, clear_on_resume=True)
+    assert isinstance(made, transport.Waiting)
+    return made
+
+
+async def test_so_many_bytes_wait_and_no_more(queue: transport.Waiting) -> None:
+    for size in (60, 60):
+        await queue.put(Event(Message(b"x" * size)))
+    assert queue.full()
+    third = asyncio.create_task(queue.put(Event(Message(None))))
+    await asyncio.sleep(0)
+    assert (third.done(), queue.qsize()) == (False, 2)
+    queue.get_nowait()
+    await asyncio.wait_for(third, 5)
+    assert (queue.full(), queue.bytes) == (False, 60)
+
+
+async def test_so_many_records_wait_and_no_more(queue: transport.Waiting) -> None:
+    for _ in range(4):
+        await queue.put(Event(Message(b"")))
+    assert queue.full()
+
+
+async def test_nothing_waits_when_partitions_were_dealt_out_anew(queue: transport.Waiting) -> None:
+    await queue.put(Event(Message(b"x" * 200)))
+    queue._flow_control.suspend()
+    queue._flow_control.resume()
+    assert (queue.full(), queue.bytes, queue.qsize()) == (False, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_what_nobody_can_read_stops_nothing(floor: Floor) -> None:
     floor.put(floor.action(input_tokens=7))
     floor.ready(floor.start(), times=2)
     floor.until(lambda: floor.spent() == 157)
+
+
+def test_records_as_large_as_can_be_do_not_fill_its_memory(floor: Floor) -> None:
+    """60 MB wait for a worker that starts. What they are read into takes some twenty times as much."""
+    floor.policy()
+    about: dict[str, Any] = {"kind": "tool.call", "service": "git", "action": "pull", "args": {"x": [[]] * 330_000}}
+    for _ in range(10):
+        floor.put(*(floor.action(**about) for _ in range(6)))
+    floor.put(floor.action(input_tokens=7))
+    process = floor.start()
+    floor.until(lambda: floor.spent("buyer") == 7, 60)
+    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    assert int(peak) < 300_000
 
 
 def test_a_record_in_the_wrong_partition_stops_nothing(floor: Floor) -> None:

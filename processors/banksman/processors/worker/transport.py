@@ -1,4 +1,4 @@
-"""Faust's aiokafka transport, with a cheaper way from a fetched record to its stream.
+"""Faust's aiokafka transport, with a cheaper way from a fetched record to its stream, and a bound of bytes on what waits there.
 
 Faust hands every record over in a race between its delivery and a rebalance, which takes four tasks. Nearly always the
 delivery ends without having to wait, so it is run up to its first wait, and only then the race begins. On Python 3.12 and
@@ -13,13 +13,17 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+import faust
 from faust.transport.drivers import TRANSPORTS, aiokafka
+from mode.utils.queues import ThrowableQueue
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable
 
 SCHEME = "banksman"
 BY_HAND = sys.version_info < (3, 12)
+WAITING = 32 << 20
+"""Bytes of records that wait in a stream: Faust counts records alone, and each may have a megabyte."""
 
 
 class Consumer(aiokafka.Consumer):
@@ -104,6 +108,46 @@ class Transport(aiokafka.Transport):
     """`banksman://host:port`"""
 
     Consumer = Consumer
+
+
+class Waiting(ThrowableQueue):  # type: ignore[type-arg]  # of Faust's events
+    """What waits in a stream: full also when it has WAITING bytes."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.bytes = 0
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self.bytes += _size(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self.bytes -= _size(item)
+        return item
+
+    def full(self) -> bool:
+        """Whether a record has to wait before it waits here."""
+        return self.bytes >= WAITING or super().full()
+
+    def clear(self) -> None:
+        """Partitions were dealt out anew."""
+        super().clear()
+        self.bytes = 0
+
+
+def _size(event: Any) -> int:
+    return len(event.message.value or b"")
+
+
+class App(faust.App):
+    """With streams of which nobody can make a worker's memory full."""
+
+    def FlowControlQueue(  # noqa: N802 - Faust's name
+        self, maxsize: int | None = None, *, clear_on_resume: bool = False
+    ) -> ThrowableQueue[Any]:
+        """A stream's queue, which stands still when Faust wants it to."""
+        return Waiting(maxsize=maxsize, flow_control=self.flow_control, clear_on_resume=clear_on_resume)
 
 
 TRANSPORTS[SCHEME] = f"{__name__}:Transport"
