@@ -95,7 +95,7 @@ def plain(made: Stack) -> tuple[float, float, float, float]:
     received = time.time_ns() // 10**6
     ready: list[Rows] = []
     wrong = 0
-    for piece in pieces([Batch(received, 0, 0, data) for data in packed]):
+    for piece in pieces([Batch(received, first, last, data) for first, last, data in packed]):
         made_now, buried = maker.rows(piece, Topic.ACTIONS, topic, 9)
         ready += made_now
         wrong += len(buried)
@@ -115,9 +115,9 @@ def plain(made: Stack) -> tuple[float, float, float, float]:
     return 10 * BLOCK / took, cpu / (10 * BLOCK) * 1e6, make_us, encode_us
 
 
-def pack(records: list[tuple[bytes, bytes, list[tuple[str, bytes]]]]) -> list[bytes]:
-    """Kafka batches of 1 MiB."""
-    made: list[bytes] = []
+def pack(records: list[tuple[bytes, bytes, list[tuple[str, bytes]]]]) -> list[tuple[int, int, bytes]]:
+    """Kafka batches of 1 MiB, each with its first and its last offset."""
+    made: list[tuple[int, int, bytes]] = []
     first = 0
     while records:
         builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
@@ -126,7 +126,7 @@ def pack(records: list[tuple[bytes, bytes, list[tuple[str, bytes]]]]) -> list[by
             if builder.append(offset, 0, key, value, headers) is None:
                 break
             taken += 1
-        made.append(first.to_bytes(8, "big") + bytes(builder.build())[8:])
+        made.append((first, first + taken - 1, first.to_bytes(8, "big") + bytes(builder.build())[8:]))
         first += taken
         records = records[taken:]
     return made

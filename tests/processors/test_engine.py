@@ -19,6 +19,7 @@ from banksman.events import ModelCall, Note
 from banksman.policy.rules import AgentPolicy, Budget
 from banksman.processors.detector import Detector, Sighting, Spent
 from banksman.processors.detectors import budgets
+from banksman.processors.worker import states
 from banksman.processors.worker.engine import FAILURES, SOURCES, Engine, Output, Record
 from banksman.processors.worker.outbox import _id
 from banksman.processors.worker.states import SESSIONS, Encoded, session_key
@@ -285,6 +286,33 @@ def test_an_agent_has_so_many_sessions_and_no_more() -> None:
     world.take(world.record(text="x", session="one-more"))
     assert len(world.tables["count"]) == SESSIONS + 1
     assert session_key(b"b", "other") in world.tables["count"]
+
+
+def test_the_session_that_goes_is_the_one_that_was_silent_longest_also_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(states, "SESSIONS", 3)
+    world = World((budgets.DETECTOR, count(scope="session")))
+    for name in ("s1", "s2", "s3", "s1"):
+        world.take(world.record(text="x", session=name))
+    world.start()
+    world.take(world.record(text="x", session="s4"))
+    assert set(world.tables["count"]) == {session_key(b"a", name) for name in ("s1", "s3", "s4")}
+
+
+def test_what_is_wanted_ever_earlier_is_looked_at_once_and_fills_no_memory() -> None:
+    held, place, most = states.States({}, (), {}), ("count", b"a"), 0
+    for sooner in range(10_000):
+        held.queue(place, NOW - sooner, 0)
+        most = max(most, len(held._due[0]))
+    assert most < 3 * states.A_FEW
+    looked_at = states.States({"count": {b"a": b""}}, [count(due=lambda _state: NOW)], {})
+    looked_at.changed(place, looked_at.new(place, 0, ("p", "a", "")))
+    for moment in (NOW - 5, NOW - 7):
+        looked_at.queue(place, moment, 0)
+    assert [found and found[2] for found in looked_at.over(NOW - 6, 0)] == [None]  # not due after all
+    assert [found and found[2] for found in looked_at.over(NOW, 0)] == [NOW]
+    assert list(looked_at.over(NOW, 0)) == []
 
 
 def test_a_state_of_another_version_begins_anew() -> None:
