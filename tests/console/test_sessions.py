@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.console.conftest import Stand
@@ -117,6 +119,23 @@ def test_pages_belong_together(stand: Stand) -> None:
     assert texts == [str(n) for n in range(7)]
     for cursor in ("x", "1.2", "1.2.3", "²³.1.0123456789ab"):
         stand.get(f"/v1/sessions/p1?cursor={cursor.encode().hex() if not cursor.isascii() else cursor}", 422)
+
+
+@pytest.mark.parametrize("count", [3, session.WHOLE + 20])
+def test_a_long_session_is_told_as_a_short_one(stand: Stand, count: int) -> None:
+    name = f"long-{count}"
+    calls = [stand.action("model.call", "pager", name, model="m", input_tokens=10) for _ in range(count)]
+    ended = stand.action("session.ended", "pager", name, status="error", error="no more")
+    stand.publish(*calls, ended)
+    told = stand.get(f"/v1/sessions/{name}?limit=2")
+    header = told["header"]
+    assert (header["steps"], header["tokens"], header["error"]) == (count + 1, 10 * count, "no more")
+    assert [step["tokens_total"] for step in told["steps"]] == [10, 20]
+    rest = stand.get(f"/v1/sessions/{name}?cursor={told['next']}")
+    assert (len(rest["steps"]), rest["next"]) == (count - 1, None)
+    assert [step["error"] for step in rest["steps"][-1:]] == ["no more"]
+    raw = stand.get(f"/v1/sessions/{name}?raw=1&limit=1")["steps"][0]["raw"]
+    assert json.loads(raw)["id"] == calls[0]["id"]
 
 
 def test_parameters_are_strict(stand: Stand) -> None:

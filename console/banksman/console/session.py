@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 8 << 20
 MOST_RECORDS = 200_000
+WHOLE = 250
+"""A session of so many records is fetched at once, with all that is shown of it: each question to ClickHouse has its price."""
 _SESSION = "topic IN ('actions', 'decisions') AND session = {session:String}"
 
 CANDIDATES_SQL = f"""
@@ -41,6 +43,12 @@ SELECT {story.LIGHT} FROM @events
 WHERE {_SESSION} AND agent = {{agent:String}} AND replay = {{replay:String}}
     AND received BETWEEN fromUnixTimestamp64Milli({{first:Int64}}) AND fromUnixTimestamp64Milli({{as_of:Int64}})
 ORDER BY verified DESC, received, topic, partition, offset LIMIT {MOST_RECORDS + 1}
+"""
+WHOLE_SQL = f"""
+SELECT {COLUMNS}, raw, if(kind = 'session.ended', error, '') AS error_ FROM @events
+WHERE {_SESSION} AND agent = {{agent:String}} AND replay = {{replay:String}}
+    AND received BETWEEN fromUnixTimestamp64Milli({{first:Int64}}) AND fromUnixTimestamp64Milli({{as_of:Int64}})
+LIMIT {WHOLE + 1}
 """
 NUMBERS_SQL = """
 SELECT source, seq FROM @events
@@ -78,7 +86,9 @@ class Session:
         mine = {"session": session, "agent": which["agent"], "replay": which["replay"]}
         # Between its first and last record: the session's own part of the log is all that is read.
         span = {"first": which["first_ms"], "as_of": as_of or which["last_ms"]}
-        light = await self._asking.rows(LIGHT_SQL, **span, **mine)
+        every = await self._asking.rows(WHOLE_SQL, **span, **mine) if which["records"] <= WHOLE else []
+        there = 0 < len(every) <= WHOLE  # more may have come since they were counted
+        light = every if there else await self._asking.rows(LIGHT_SQL, **span, **mine)
         if len(light) > MOST_RECORDS and light[MOST_RECORDS]["verified"]:
             raise problem(422, f"the session has more than {MOST_RECORDS} records: ask with SQL", field="session")
         rows = story.ordered(story.shown(light[:MOST_RECORDS]))  # a flood of forgeries is cut, and hides nothing
@@ -87,10 +97,11 @@ class Session:
             raise problem(409, "what was received up to the first page has changed: begin again", field="cursor")
         marks = story.marks(rows)
         gaps, missing = await self._gaps(rows, marks, mine)
-        page = await self._page(rows[first : first + limit], mine)
+        page = _by_place(every) if there else await self._page(rows[first : first + limit], mine)
         steps: list[dict[str, Any]] = []
         size = 0
-        for n, (row, mark) in enumerate(zip(rows[first:], marks[first:], strict=True), first + 1):
+        shown = slice(first, first + limit)
+        for n, (row, mark) in enumerate(zip(rows[shown], marks[shown], strict=True), first + 1):
             full = page.get((row["topic"], row["partition"], row["offset"]))
             if full is None or (steps and size + len(full["raw"]) > PAGE_BYTES):
                 break
@@ -166,7 +177,7 @@ class Session:
         received = [row["received_ms"] for row in rows]
         places = [(row["topic"], row["partition"], row["offset"]) for row in rows]
         found: Rows = await self._asking.rows(PAGE_SQL, low=min(received), high=max(received), places=places, **mine)
-        return {(row["topic"], row["partition"], row["offset"]): row for row in found}
+        return _by_place(found)
 
     def _header(
         self, which: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], marks: list[dict[str, Any]]
@@ -210,6 +221,10 @@ class Session:
             "late": sum(bool(row["late"]) for row in rows), "id_reused": sum(mark["id_reused"] for mark in marks),
             "controls": [one.told() for one in held],
         }  # fmt: skip
+
+
+def _by_place(rows: Rows) -> dict[Any, Mapping[str, Any]]:
+    return {(row["topic"], row["partition"], row["offset"]): row for row in rows}
 
 
 def _step(row: Mapping[str, Any], mark: dict[str, Any], n: int, *, raw: bool) -> dict[str, Any]:
