@@ -32,6 +32,7 @@ class Session:
 
     def __init__(self, emitter: Emitter, name: str, fields: Mapping[str, Any]) -> None:
         self.emitter, self.id = emitter, name
+        self._emit = emitter.emit
         self._fields = dict(fields)
         self._tokens: list[Token[Session]] = []
 
@@ -72,21 +73,21 @@ class Session:
 
     def report(self, kind: str, **fields: Any) -> str:
         """An event of any kind that an agent may write -> its id."""
-        return self.emitter.emit({"kind": kind, "session": self.id, **fields})
+        return self._emit({"kind": kind, "session": self.id, **fields})
 
     # The next ones do the same without another call in between, which costs several us where the caches are cold.
 
     def prompt(self, text: str, **fields: Any) -> str:
         """What a person asked of the agent."""
-        return self.emitter.emit({"kind": "prompt", "session": self.id, "text": text, **fields})
+        return self._emit({"kind": "prompt", "session": self.id, "text": text, **fields})
 
     def note(self, text: str, **fields: Any) -> str:
         """Anything that should be in the record."""
-        return self.emitter.emit({"kind": "note", "session": self.id, "text": text, **fields})
+        return self._emit({"kind": "note", "session": self.id, "text": text, **fields})
 
     def model_call(self, model: str, **fields: Any) -> str:
         """One request to a model: `input_tokens`, `output_tokens`, `cost_usd`, `duration_ms`, …"""
-        return self.emitter.emit({"kind": "model.call", "session": self.id, "model": model, **fields})
+        return self._emit({"kind": "model.call", "session": self.id, "model": model, **fields})
 
     def tool_call(
         self,
@@ -99,7 +100,7 @@ class Session:
         **fields: Any,
     ) -> str:
         """What the agent is about to do -> the id that decision and result refer to. `batch`: index in a parallel batch."""
-        return self.emitter.emit(
+        return self._emit(
             {
                 "kind": "tool.call", "session": self.id, "service": service, "action": action, "resource": resource,
                 "branch": branch, "args": args, **fields,
@@ -108,7 +109,7 @@ class Session:
 
     def tool_result(self, call: str, status: str, *, result: Any = None, error: object = None, **fields: Any) -> str:
         """What came of a call: `ok`, `error` or `denied`. Hashes and size of the result are worked out later."""
-        return self.emitter.emit(
+        return self._emit(
             {
                 "kind": "tool.result", "session": self.id, "call": call, "parent": call, "status": status,
                 "result": result, "error": _words(error), **fields,
@@ -117,7 +118,7 @@ class Session:
 
     def api_request(self, service: str, action: str, *, error: object = None, **fields: Any) -> str:
         """A request outside of a tool call, with its outcome: `resource`, `args`, `status`, `duration_ms`, …"""
-        return self.emitter.emit(
+        return self._emit(
             {
                 "kind": "api.request", "session": self.id, "service": service, "action": action,
                 "error": _words(error), **fields,

@@ -20,9 +20,9 @@ MAX_TEXT = 1000
 def take(value: Any) -> bytes:
     """A snapshot of any value. Never raises: what cannot be had is described, or said to be missing."""
     try:
-        return _encode(value)
+        return encode(value)
     except Exception:  # noqa: BLE001 - integers beyond 64 bits, lone surrogates, cycles, objects that raise: looked at one by one
-        return _encode(_plain(value, 0))
+        return encode(_plain(value, 0))
 
 
 def give(snapshot: bytes) -> Any:
@@ -52,7 +52,8 @@ def describe(value: Any) -> Any:
     return repr(value)[:MAX_TEXT]
 
 
-_encode = msgspec.msgpack.Encoder(enc_hook=describe).encode
+encode = msgspec.msgpack.Encoder(enc_hook=describe).encode
+"""`take` of what is data: raises what the rest is looked at one by one for."""
 _decode = msgspec.msgpack.Decoder().decode
 
 
@@ -72,7 +73,7 @@ def _plain(value: Any, depth: int) -> Any:
         if isinstance(value, (list, tuple, set, frozenset)):
             return [_plain(item, depth + 1) for item in list(value)]
         try:
-            _encode(value)
+            encode(value)
         except Exception:  # noqa: BLE001 - see `take`
             return _plain(describe(value), depth + 1)
     except Exception as error:  # noqa: BLE001 - an object that raises when it is looked at
