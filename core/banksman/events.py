@@ -474,7 +474,7 @@ class Finding(Event, tag="finding", kw_only=True, omit_defaults=True):
     owner: str | None = None
     """Who answers for the agent, as its policy says."""
     policy_version: str | None = None
-    """The policy under which it was seen."""
+    """The policy that was in force for the agent when it was told; where several were, one of them."""
     count: Count = 1
     first_seen: Time | None = None
     last_seen: Time | None = None

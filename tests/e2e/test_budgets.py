@@ -100,6 +100,14 @@ def test_what_else_a_policy_can_want(house: House) -> None:
     waiting = house.ask("asking").body
     assert (waiting["decision"], waiting["tier"], waiting["rule"]) == ("approve", 3, "budget/tokens")
     assert waiting["approval"]
+    assert waiting["budget"]["unit"] == "tokens"
+    path = f"/v1/approvals/{waiting['approval']}"
+    until(lambda: house.enforcer("GET", path, token=house.desk.admin).status == 200)
+    assert house.enforcer("POST", path, {"verdict": "approve"}, token=house.desk.admin).status == 200
+    used = until(lambda: (it := house.ask("asking", approval=waiting["approval"]).body)["decision"] == "allow" and it)
+    assert (used["reason"], used.get("budget")) == ("approved", None)  # it was not the budget that decided
+    (record,) = house.floor.tape.wait(Topic.DECISIONS, lambda one: one["id"] == used["id"])
+    assert "budget" not in record
     assert house.reason("asking", "push") == "approval_required"
     until(lambda: house.floor.spent("warned") == 150)
     assert house.reason("warned") == "allowed"

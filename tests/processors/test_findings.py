@@ -64,6 +64,23 @@ def test_a_flood_of_warnings_hides_no_page() -> None:
     assert (page.severity, page.fingerprint) == ("page", "forged/limits/buyer")
 
 
+def test_a_page_is_told_also_where_a_warning_was() -> None:
+    findings = Findings("x")
+
+    def tell(received: int, severity: str, times: int) -> events.Finding | None:
+        sight = Sight(received, f"t/0/{received}", "dead_letters", "dead_letters", times)
+        return findings.see(sight, NOW, severity=severity, title="t", evidence={}, suggestion="s")
+
+    assert tell(NOW, "warn", 1)
+    assert tell(NOW + 1, "warn", 2) is None
+    page = tell(NOW + 2, "page", 500)
+    assert page is not None
+    assert (page.severity, page.count) == ("page", 502)
+    assert tell(NOW + 3, "warn", 1) is None
+    [rest] = findings.overdue(NOW + QUIET_MS)
+    assert (rest.severity, rest.count) == ("page", 1)
+
+
 def test_the_same_within_a_minute_is_counted_and_told_when_it_is_over() -> None:
     findings = Findings("x")
     assert see(findings, "f", NOW)

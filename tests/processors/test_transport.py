@@ -140,6 +140,8 @@ async def test_what_a_delivery_raises_is_raised(consumer: Any) -> None:
 @dataclass
 class Message:
     value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass
@@ -150,6 +152,7 @@ class Event:
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> transport.Waiting:
     monkeypatch.setattr(transport, "WAITING", 100)
+    monkeypatch.setattr(transport, "OBJECTS", 1)
     app = transport.App("t", broker=f"{transport.SCHEME}://127.0.0.1:9", web_enabled=False)
     app.flow_control.resume()
     made = app.FlowControlQueue(maxsize=4, clear_on_resume=True)
@@ -166,7 +169,14 @@ async def test_so_many_bytes_wait_and_no_more(queue: transport.Waiting) -> None:
     assert (third.done(), queue.qsize()) == (False, 2)
     queue.get_nowait()
     await asyncio.wait_for(third, 5)
-    assert (queue.full(), queue.bytes) == (False, 60)
+    assert (queue.full(), queue.bytes) == (False, 62)
+
+
+async def test_bytes_may_be_in_keys_and_headers(queue: transport.Waiting) -> None:
+    await queue.put(Event(Message(None, b"k" * 30, (("h" * 30, b"v" * 40), ("n", None)))))
+    assert (queue.full(), queue.bytes) == (True, 102)
+    queue.get_nowait()
+    assert (queue.full(), queue.bytes) == (False, 0)
 
 
 async def test_so_many_records_wait_and_no_more(queue: transport.Waiting) -> None:

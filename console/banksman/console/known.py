@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 ARCHIVER, NOTIFIER = "archiver", "notifier"
 """The consumer groups that commit how far the archive is, and up to where all alerts are told; after the topics' prefix."""
+UNSEEN_S = 30.0
 _log = logging.getLogger("banksman")
 
 
@@ -180,8 +181,10 @@ class Known:
             if place.topic in full and commit.offset >= 0
         }
         told = await self._admin.list_consumer_group_offsets(self._kafka.topic_prefix + NOTIFIER)
-        commit = told.get(TopicPartition(self._kafka.topic(Topic.ALERTS), 0))
-        return ends, archived, max(0, int(commit.offset)) if commit is not None else 0
+        alerts = TopicPartition(self._kafka.topic(Topic.ALERTS), 0)
+        first = (await asyncio.wait_for(self._consumer.beginning_offsets([alerts]), 5))[alerts]
+        commit = told.get(alerts)
+        return ends, archived, max(int(first), int(commit.offset) if commit is not None else 0)
 
 
 class Untold:
@@ -196,10 +199,10 @@ class Untold:
         self._looked = 0.0
 
     def look(self, end: int, told: int, now: float) -> None:
-        """`now`: seconds."""
-        self.records, self._looked = max(0, end - told), now
-        if told >= self._mark:
+        """`now`: seconds. Of what waited while nobody looked, or before the log began anew, nothing is known."""
+        if told >= self._mark or end < self._mark or now - self._looked > UNSEEN_S:
             self._mark, self._since = end, now
+        self.records, self._looked = max(0, end - told), now
 
     @property
     def seconds(self) -> float:

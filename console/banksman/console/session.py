@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 8 << 20
 MOST_RECORDS = 200_000
 WHOLE = 250
-"""A session of so many records is fetched at once, with all that is shown of it: each question to ClickHouse has its price."""
+"""A session of so many records, all on one page, is fetched at once: each question to ClickHouse has its price."""
 _SESSION = "topic IN ('actions', 'decisions') AND session = {session:String}"
 
 CANDIDATES_SQL = f"""
@@ -86,7 +86,8 @@ class Session:
         mine = {"session": session, "agent": which["agent"], "replay": which["replay"]}
         # Between its first and last record: the session's own part of the log is all that is read.
         span = {"first": which["first_ms"], "as_of": as_of or which["last_ms"]}
-        every = await self._asking.rows(WHOLE_SQL, **span, **mine) if which["records"] <= WHOLE else []
+        at_once = which["records"] <= min(WHOLE, limit) and not first
+        every = await self._asking.rows(WHOLE_SQL, **span, **mine) if at_once else []
         there = 0 < len(every) <= WHOLE  # more may have come since they were counted
         light = every if there else await self._asking.rows(LIGHT_SQL, **span, **mine)
         if len(light) > MOST_RECORDS and light[MOST_RECORDS]["verified"]:
@@ -224,7 +225,8 @@ class Session:
 
 
 def _by_place(rows: Rows) -> dict[Any, Mapping[str, Any]]:
-    return {(row["topic"], row["partition"], row["offset"]): row for row in rows}
+    """The first of those that are stored twice, as `story.shown`."""
+    return {(row["topic"], row["partition"], row["offset"]): row for row in reversed(rows)}
 
 
 def _step(row: Mapping[str, Any], mark: dict[str, Any], n: int, *, raw: bool) -> dict[str, Any]:

@@ -143,6 +143,14 @@ class Decider:
         why = f"budget_unknown: {counted(budget)}, so nobody can say whether its budget is spent"
         raise problem(503, why, retry_after=RETRY_S)
 
+    def _judged(self, caller: Caller, question: Question) -> Verdict:
+        """The same, where a Problem is the answer."""
+        try:
+            return self.verdict(caller, question)
+        except Problem:
+            self._budgets.unknown += 1
+            raise
+
     def generation(self, caller: Caller) -> tuple[object, ...]:
         """Another value whenever something changed that could change an answer."""
         budget = None if caller.replay else self._budgets.held(caller.project, caller.name, caller.partition)
@@ -172,11 +180,7 @@ class Decider:
         """Decide, record, wait for the acknowledgement. Problem 503 when that cannot be had; 429 beyond the limits."""
         if not self.lease.valid:
             raise problem(503, "no decision without a lease: nothing was heard from Kafka lately", retry_after=RETRY_S)
-        try:
-            verdict = self.verdict(caller, question)
-        except Problem:
-            self._budgets.unknown += 1
-            raise
+        verdict = self._judged(caller, question)
         ruling, head = verdict.ruling, self._head(caller, verdict.ruling, asked)
         if asked.heavy:
             record = await self._aside(caller.limits, record_of, caller, question, asked.id, verdict, head)
@@ -208,11 +212,13 @@ class Decider:
             record["approval"] = pending if isinstance(pending, str) else pending.approval
             return ruling, None if isinstance(pending, str) else pending
         ruling, asked.claim = await self._approving.use(caller, named, record, ruling, secret)
-        if self.verdict(caller, question).ruling != verdict.ruling:  # that took a while
+        if self._judged(caller, question).ruling != verdict.ruling:  # that took a while
             raise problem(
                 503, "policy or controls changed while the approval was taken; ask again", retry_after=RETRY_S
             )
         record["decision"], record["tier"], record["reason"] = ruling.decision, ruling.tier, ruling.reason
+        if ruling.reason is not Reason.EXHAUSTED:
+            record.pop("budget", None)
         if ruling.reason is not Reason.APPROVAL_UNFIT:
             record["approval"] = named
         return ruling, None

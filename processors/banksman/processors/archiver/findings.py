@@ -30,6 +30,7 @@ AT_MOST = 30
 flood of warnings hides no page.
 """
 REMEMBERED = 10_000
+RANK = {"info": 0, "warn": 1, "page": 2}
 
 
 def record_id(received_ms: int, *parts: object) -> str:
@@ -87,7 +88,7 @@ class Findings:
     ) -> events.Finding | None:
         """A finding to be published, or None when the same was told less than a minute ago (by the records' time)."""
         fingerprint = sight.fingerprint
-        if self._is_known(fingerprint, sight):
+        if self._is_known(fingerprint, sight, severity):
             return None
         window = sight.detector, severity
         since, others = self._windows.get(window, (sight.received_ms, 0))
@@ -97,7 +98,7 @@ class Findings:
         if others >= AT_MOST:
             fingerprint = f"{sight.detector}/more/{severity}"
             title = f"{sight.detector}: more than {AT_MOST} different ones within a minute"
-            if self._is_known(fingerprint, sight):
+            if self._is_known(fingerprint, sight, severity):
                 return None
         before = self._told.get(fingerprint)
         last = stamps.rfc3339_ms(sight.last_ms or sight.received_ms)
@@ -124,9 +125,10 @@ class Findings:
             self._told.popitem(last=False)
         return finding
 
-    def _is_known(self, fingerprint: str, sight: Sight) -> bool:
+    def _is_known(self, fingerprint: str, sight: Sight, severity: str) -> bool:
+        """Whether it was told less than a minute ago, as no less than this. If so, counts it."""
         told = self._told.get(fingerprint)
-        if told is None or sight.received_ms - told.at_ms >= QUIET_MS:
+        if told is None or sight.received_ms - told.at_ms >= QUIET_MS or RANK[severity] > RANK[told.finding.severity]:
             return False
         told.unsaid += sight.times
         told.last_ms, told.last_where = sight.last_ms or sight.received_ms, sight.where

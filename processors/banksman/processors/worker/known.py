@@ -83,7 +83,7 @@ class Known:
         return policy.owner_of(agent) if policy is not None else None
 
     def version_of(self, project: str, agent: str) -> str | None:
-        """The policy that an agent goes by; where several do, the one that was loaded last."""
+        """The policy that an agent goes by; where several are in force, one of them."""
         named = [policy.version for policy in self._in_force(project) if agent in policy.agents]
         return named[-1] if named else None
 

@@ -21,7 +21,7 @@ from banksman.stamps import rfc3339, rfc3339_ms, uuid7, uuid7_from
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from aiokafka import AIOKafkaProducer
 
@@ -83,9 +83,10 @@ class Outbox:
             if waiting:
                 await asyncio.sleep(RETRY_S)
 
-    async def _put_states(self, publisher: bus.Publisher, states: Sequence[Encoded]) -> list[Encoded]:
+    async def _put_states(self, publisher: bus.Publisher, states: list[Encoded]) -> list[Encoded]:
         """-> those that were not acknowledged. No task for each: there is a state for every second record."""
-        now, futures = rfc3339(), list[asyncio.Future[int]]()
+        now, futures, left = rfc3339(), list[asyncio.Future[int]](), states[publisher.room :]
+        states = states[: publisher.room]
         for state in states:
             headers = self._signer.headers(
                 publisher.topic, state.key, state.value or b"", id=uuid7(), kind="state", time=now, source=DETECTORS
@@ -98,7 +99,7 @@ class Outbox:
                 raise error
         if failed:
             _log.warning("%d states are not written yet: %s", len(failed), failed[0][1])
-        return [state for state, _ in failed]
+        return [*(state for state, _ in failed), *left]
 
     # ── what is said ──
 

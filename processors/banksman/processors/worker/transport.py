@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import faust
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 SCHEME = "banksman"
 BY_HAND = sys.version_info < (3, 12)
-WAITING = 32 << 20
-"""Bytes of records that wait in a stream: Faust counts records alone, and each may have a megabyte."""
+WAITING, OBJECTS = 32 << 20, 1000
+"""Bytes of records that wait in a stream: Faust counts records alone, and each may have two megabytes, be it in its headers. So
+many come on top for the objects of each.
+"""
 
 
 class Consumer(aiokafka.Consumer):
@@ -115,16 +118,17 @@ class Waiting(ThrowableQueue):  # type: ignore[type-arg]  # of Faust's events
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
-        self.bytes = 0
+        self.bytes, self._sizes = 0, deque[int]()
 
     def _put(self, item: Any) -> None:
         super()._put(item)
-        self.bytes += _size(item)
+        size = size_of(item.message) + OBJECTS
+        self._sizes.append(size)
+        self.bytes += size
 
     def _get(self) -> Any:
-        item = super()._get()
-        self.bytes -= _size(item)
-        return item
+        self.bytes -= self._sizes.popleft()
+        return super()._get()
 
     def full(self) -> bool:
         """Whether a record has to wait before it waits here."""
@@ -133,11 +137,16 @@ class Waiting(ThrowableQueue):  # type: ignore[type-arg]  # of Faust's events
     def clear(self) -> None:
         """Partitions were dealt out anew."""
         super().clear()
+        self._sizes.clear()
         self.bytes = 0
 
 
-def _size(event: Any) -> int:
-    return len(event.message.value or b"")
+def size_of(message: Any) -> int:
+    """Bytes of a record."""
+    size = len(message.value or b"") + len(message.key or b"")
+    for name, value in message.headers or ():
+        size += len(name) + len(value or b"")
+    return size
 
 
 class App(faust.App):

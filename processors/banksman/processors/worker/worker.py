@@ -50,7 +50,7 @@ AT_MOST, IN_STREAM = 5000, 10_000
 more.
 """
 PIECE_S = 0.05
-AT_ONCE = 4 << 20
+AT_ONCE = 6 << 20
 """Bytes of records that are worked through, and written, before the next: read, they may take twenty times as much."""
 WITHIN_S = 0.05
 TICK_S = 0.25
@@ -120,20 +120,23 @@ class Worker:
 
     async def _work(self, batch: list[Any]) -> None:
         self._look_alive()
-        await self._know_states()
-        # What waited here while its partition went to another worker is that one's: its states are not here any more.
-        messages = [event.message for event in batch if event.message.partition in self._looked_at]
-        for piece in _pieces(messages):
+        done: list[Any] = []
+        for piece in _pieces([event.message for event in batch]):
+            await self._know_states()
+            # What waited here while its partition went to another worker is that one's: its states are not here any more, and
+            # made anew they would say that nothing was ever spent. So nothing comes between this look and the engine.
+            ours = [message for message in piece if message.partition in self._looked_at]
             self.engine.take(
                 Record(
                     self._topics[message.topic], message.topic, message.partition, message.offset,
                     int(message.timestamp * 1000), message.key, message.value, tuple(message.headers or ()),
                 )
-                for message in piece
+                for message in ours
             )  # fmt: skip
             await asyncio.sleep(0)  # so that large records are not taken for a freeze
             await self._write()
-        for message in messages:
+            done += ours
+        for message in done:
             self._marks.worked(message.topic, message.partition, message.offset)
 
     async def _write(self) -> None:
@@ -302,7 +305,7 @@ def _pieces(messages: list[Any]) -> Iterator[list[Any]]:
     size = 0
     for message in messages:
         piece.append(message)
-        size += len(message.value or b"")
+        size += transport.size_of(message)
         if size >= AT_ONCE:
             yield piece
             piece, size = [], 0
