@@ -31,7 +31,7 @@ from typing import Any
 from archive_stack import broker, end, machine
 
 from banksman import bus, codec, provision, settings, signing
-from banksman.events import AgentEnrolled, Note, OperatorEnrolled
+from banksman.events import AgentEnrolled, Note, OperatorEnrolled, kind_of
 from banksman.local import children, kafka
 from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
@@ -152,7 +152,7 @@ async def prepare(where: settings.Kafka, folder: Path) -> tuple[dict[str, str], 
     await sender.start()
 
     async def write(event: AgentEnrolled | OperatorEnrolled | Note, topic: Topic) -> float:
-        value, kind, name = codec.encode(event), str(type(event).__struct_config__.tag), where.topic(topic)
+        value, kind, name = codec.encode(event), kind_of(event), where.topic(topic)
         key = f"{kind}/{event.id}".encode()
         headers = signer.headers(name, key, value, id=event.id, kind=kind, time=event.time, source="bench")
         began = time.perf_counter()

@@ -458,6 +458,10 @@ class Watermark(Event, tag="watermark", kw_only=True, omit_defaults=True):
     worker: str
 
 
+RANK = {"info": 0, "warn": 1, "page": 2}
+"""Severities, the worse the higher."""
+
+
 class Finding(Event, tag="finding", kw_only=True, omit_defaults=True):
     """What a detector saw. `fingerprint` is the same for the same thing seen again."""
 

@@ -25,7 +25,7 @@ from aiokafka import TopicPartition
 from tests.servers import PARTITIONS, Broker, child_environment
 
 from banksman import bus, codec, provision, settings
-from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled
+from banksman.events import AgentEnrolled, Control, Event, OperatorEnrolled, kind_of
 from banksman.local import children
 from banksman.signing import Credential, Secret, Signer, create_secret, new_credential, new_token, service_signer
 from banksman.stamps import rfc3339, uuid7
@@ -208,7 +208,7 @@ class Desk:
         await sender.start()
         try:
             for event in events:
-                value, kind = codec.encode(event), str(type(event).__struct_config__.tag)
+                value, kind = codec.encode(event), kind_of(event)
                 key = f"{kind}/{event.id}".encode() if isinstance(event, Control) else event.agent.encode()  # type: ignore[attr-defined]
                 name = self.kafka.topic(topic)
                 made = signer.headers(name, key, value, id=event.id, kind=kind, time=event.time, source=event.source)

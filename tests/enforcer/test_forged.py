@@ -14,7 +14,7 @@ from tests.enforcer.conftest import PUSH, Shop, make_desk, open_shop, until
 from tests.servers import Broker
 
 from banksman import bus, codec
-from banksman.events import AgentEnrolled, AgentRotated, Event, OperatorEnrolled, Replica
+from banksman.events import AgentEnrolled, AgentRotated, Event, OperatorEnrolled, Replica, kind_of
 from banksman.signing import Headers, Secret, Signer, new_credential, new_token, parse_credential, service_signer
 from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
@@ -43,7 +43,7 @@ def write(
     topic: Topic = Topic.CONTROL,
     changes: dict[str, str] | None = None,
 ) -> int:
-    value, kind = codec.encode(event), str(type(event).__struct_config__.tag)
+    value, kind = codec.encode(event), kind_of(event)
     key = f"{kind}/{event.id}".encode()
     headers: Headers = []
     if signer is not None:

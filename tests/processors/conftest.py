@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.enforcer.conftest import environment_of
-from tests.servers import PARTITIONS, child_environment
+from tests.publishing import publish
+from tests.servers import child_environment
 
-from banksman import bus, codec, signing, stamps
+from banksman import codec, signing, stamps
 from banksman.local import children
 from banksman.settings import ClickHouse, Kafka
 from banksman.store.client import Store
@@ -65,22 +66,7 @@ class Archive:
 
     def publish(self, *records: tuple[Topic, bytes, bytes, signing.Headers]) -> None:
         """(topic, key, value, headers), all acknowledged when this returns."""
-
-        async def put() -> None:
-            producer = bus.producer(self.kafka)
-            await producer.start()
-            publishers = {
-                topic: bus.Publisher(producer, self.kafka.topic(topic), bound=10**6, deadline=60) for topic in Topic
-            }
-            partitions = {Topic.ACTIONS: PARTITIONS, Topic.DECISIONS: PARTITIONS}
-            futures = [
-                publishers[topic].put(bus.partition_of(key, partitions.get(topic, 1)), key, value, headers)
-                for topic, key, value, headers in records
-            ]
-            await asyncio.gather(*futures)
-            await producer.stop()
-
-        asyncio.run(put())
+        publish(self.kafka, *records)
 
     def action(self, **changes: Any) -> tuple[Topic, bytes, bytes, signing.Headers]:
         """A note signed by its agent, with changes."""

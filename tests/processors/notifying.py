@@ -52,10 +52,10 @@ class Notifying:
         await producer.start()
         try:
             for event in several:
-                topic, value, kind = self.kafka.topic(event.topic), codec.encode(event), event.__struct_config__.tag
+                topic, value, kind = self.kafka.topic(event.topic), codec.encode(event), events.kind_of(event)
                 key = event.id.encode()
                 headers = signer.headers(
-                    topic, key, value, id=event.id, kind=str(kind), time=event.time, source=event.source, replay=replay
+                    topic, key, value, id=event.id, kind=kind, time=event.time, source=event.source, replay=replay
                 )
                 await bus.Publisher(producer, topic).put(0, key, value, headers)
         finally:
@@ -156,7 +156,7 @@ class Notifying:
         end = time.monotonic() + seconds
         while True:
             found = await self.records()
-            if [str(each.__struct_config__.tag) for each in found] == list(kinds):
+            if [events.kind_of(each) for each in found] == list(kinds):
                 return found
             assert time.monotonic() < end, f"{found}\nseen: {self.slack.seen}"
             await asyncio.sleep(0.05)  # between two looks

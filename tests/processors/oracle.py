@@ -7,6 +7,7 @@ from typing import Any
 
 from banksman import codec, events
 from banksman.errors import InvalidEvent
+from banksman.events import kind_of
 from banksman.processors.archiver.decoding import AnyKind
 from banksman.signing import Verifier, may_write
 from banksman.store.prices import load_prices
@@ -44,7 +45,7 @@ def decoded(value: bytes, topic: Topic) -> tuple[Any, str]:
         if event.kind in events.KINDS:
             raise InvalidEvent("of another topic") from None
         return event, event.kind
-    return event, str(event.__struct_config__.tag)
+    return event, kind_of(event)
 
 
 def row(record: Any, received_ms: int, topic: Topic, full_topic: str, verifier: Verifier) -> dict[str, Any]:

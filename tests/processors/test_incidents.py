@@ -20,7 +20,6 @@ from banksman.processors.notifier.incidents import (
     DIGEST_MOST,
     IN_LOG,
     QUIET_MS,
-    RANK,
     WINDOW_MS,
     Incident,
     Incidents,
@@ -195,7 +194,7 @@ class Dying(RuleBasedStateMachine):
         self.live = Incidents()
 
     @rule(
-        fingerprint=st.sampled_from(FINGERPRINTS), severity=st.sampled_from(list(RANK)), over=st.booleans(),
+        fingerprint=st.sampled_from(FINGERPRINTS), severity=st.sampled_from(list(events.RANK)), over=st.booleans(),
         later=st.integers(0, QUIET // 2), again=st.booleans(),
     )  # fmt: skip
     def comes(self, fingerprint: str, severity: str, over: bool, later: int, again: bool) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.enforcer.conftest import Tape, environment_of
+from tests.publishing import publish
 from tests.servers import PARTITIONS, Broker, child_environment
 
-from banksman import bus, codec, provision, settings, signing, stamps
-from banksman.events import PolicyLoaded
+from banksman import codec, provision, settings, signing, stamps
+from banksman.events import PolicyLoaded, kind_of
 from banksman.local import children
 from banksman.policy.load import load
 from banksman.topics import Topic
@@ -85,7 +86,7 @@ class Floor:
     ) -> tuple[Any, ...]:
         """An event of a service, or of whoever `signer` is."""
         value = codec.encode(event)
-        kind = str(type(event).__struct_config__.tag)
+        kind = kind_of(event)
         headers = (signer or signing.service_signer(self.secret, name)).headers(
             self.kafka.topic(topic), key.encode(), value, id=event.id, kind=kind, time=event.time, source=event.source
         )
@@ -110,23 +111,7 @@ class Floor:
 
     def put(self, *records: tuple[Any, ...]) -> None:
         """(topic, key, value, headers), in this order, all acknowledged when this returns."""
-
-        async def put() -> None:
-            producer = bus.producer(self.kafka)
-            await producer.start()
-            try:
-                to = {one: bus.Publisher(producer, self.kafka.topic(one), bound=10**6, deadline=60) for one in Topic}
-                many = {Topic.ACTIONS: PARTITIONS, Topic.DECISIONS: PARTITIONS}
-                await asyncio.gather(
-                    *(
-                        to[topic].put(bus.partition_of(key, many.get(topic, 1)), key, value, headers)
-                        for topic, key, value, headers in records
-                    )
-                )
-            finally:
-                await producer.stop()
-
-        asyncio.run(put())
+        publish(self.kafka, *records)
 
     def records(self, topic: Topic, **wanted: Any) -> list[dict[str, Any]]:
         """What was recorded so far with these fields."""

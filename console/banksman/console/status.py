@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from banksman.console.parameters import DAY_S, given, moment, whole
 from banksman.console.steps import known as real
 from banksman.console.steps import moment_ms
+from banksman.events import RANK
 from banksman.http_problem import Problem, problem
 from banksman.stamps import rfc3339
 from banksman.topics import ARCHIVED, Topic
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from banksman.console.tail import Tail
 
 NO_STORE = {"cache-control": "no-store"}
-SEVERITIES = ("page", "warn", "info")
+SEVERITIES = tuple(reversed(RANK))
 
 ROWS_SQL = "SELECT count() AS records, toUnixTimestamp64Milli(max(received)) AS newest_ms FROM @events"
 """Both are known without reading a row."""

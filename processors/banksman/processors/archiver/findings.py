@@ -30,7 +30,6 @@ AT_MOST = 30
 flood of warnings hides no page.
 """
 REMEMBERED = 10_000
-RANK = {"info": 0, "warn": 1, "page": 2}
 
 
 def record_id(received_ms: int, *parts: object) -> str:
@@ -128,7 +127,11 @@ class Findings:
     def _is_known(self, fingerprint: str, sight: Sight, severity: str) -> bool:
         """Whether it was told less than a minute ago, as no less than this. If so, counts it."""
         told = self._told.get(fingerprint)
-        if told is None or sight.received_ms - told.at_ms >= QUIET_MS or RANK[severity] > RANK[told.finding.severity]:
+        if (
+            told is None
+            or sight.received_ms - told.at_ms >= QUIET_MS
+            or events.RANK[severity] > events.RANK[told.finding.severity]
+        ):
             return False
         told.unsaid += sight.times
         told.last_ms, told.last_where = sight.last_ms or sight.received_ms, sight.where

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from banksman import codec
-from banksman.events import Alert, AlertResolved
+from banksman.events import RANK, Alert, AlertResolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,6 @@ LONGEST = 2000
 DIGEST_BEYOND = 20
 """New incidents that may wait for one channel; of more a digest is told."""
 DIGEST_MOST = 100
-RANK = {"info": 0, "warn": 1, "page": 2}
 LOG = "log"
 """The channel of what is told in the notifier's log alone."""
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from banksman import bus, codec, events, stamps
 from banksman.errors import Unavailable
-from banksman.events import kind_of
-from banksman.processors.notifier.incidents import RANK
+from banksman.events import RANK, kind_of
 from banksman.service_events import service_event
 from banksman.signing import service_signer
 from banksman.topics import Topic

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from banksman.processors.notifier.incidents import RANK
+from banksman.events import RANK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
