@@ -83,6 +83,7 @@ async def goodbye(closing: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(closing)
     await asyncio.wait({task}, timeout=CLOSE_S)
     if not task.done():
+        _log.warning("a Kafka client waits for its broker: it is closed without an answer")
         task.cancel()
     elif not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("closing a Kafka client: %s: %s", type(error).__name__, error)

@@ -13,7 +13,6 @@ import logging
 from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from banksman import codec
@@ -22,6 +21,7 @@ from banksman.errors import InvalidEvent
 from banksman.events import Replica
 from banksman.service_events import doubt
 from banksman.signing import Verifier
+from banksman.stamps import moment_ms
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ class ControlLog:
 
 
 def _apart_ms(event: Event, record: ConsumerRecord) -> float:
-    return float(abs(record.timestamp - datetime.fromisoformat(event.time).timestamp() * 1000))
+    return float(abs(record.timestamp - moment_ms(event.time)))

@@ -17,6 +17,9 @@ from banksman.topics import SPECS, Topic
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
+
     from banksman.settings import Kafka
 
 
@@ -39,6 +42,18 @@ async def connect_admin(settings: Kafka, *, patience: float = PATIENCE_S) -> AIO
             await asyncio.sleep(0.1)
         else:
             return admin
+
+
+async def committed(
+    settings: Kafka, group: str, *, patience: float = PATIENCE_S
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Where a consumer group goes on, in partitions that it has committed. BrokerAway, KafkaError."""
+    admin = await connect_admin(settings, patience=patience)
+    try:
+        found: dict[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(group)
+    finally:
+        await admin.close()
+    return {where: commit for where, commit in found.items() if commit.offset >= 0}
 
 
 async def _asked(settings: Kafka, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], patience: float) -> T:

@@ -12,8 +12,7 @@ from aiokafka import TopicPartition
 from tests import raw_batches
 from tests.processors.conftest import Archive
 
-from banksman import bus, signing
-from banksman.processors.archiver import positions
+from banksman import bus, provision, signing
 from banksman.store.client import Store
 from banksman.topics import Topic
 
@@ -131,5 +130,5 @@ def test_a_flood_of_forgeries_is_not_a_flood_of_alerts(archive: Archive) -> None
 def committed(archive: Archive) -> int:
     """The group's offset in the partition of agent `a`."""
     where = TopicPartition(archive.kafka.topic(Topic.ACTIONS), bus.partition_of(b"a", 2))
-    commits = asyncio.run(positions.committed(archive.kafka, archive.kafka.topic_prefix + "archiver"))
+    commits = asyncio.run(provision.committed(archive.kafka, archive.kafka.topic_prefix + "archiver"))
     return int(commits[where].offset) if where in commits else -1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from banksman import codec
-from banksman.bus import Publisher, died, nothing, partition_of, producer
+from banksman.bus import Publisher, died, goodbye, nothing, partition_of, producer
 from banksman.errors import Unavailable
 from banksman.signing import SENT, digest, service_signer
 from banksman.stamps import rfc3339, uuid7
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SERVICE = "enforcer"
 KEPT_FOR_LATER = 10_000
 RETRY_S = 0.5
-CLOSE_S = 2.0
 AT_ONCE = 250
 MAX_CONTROL_BYTES = SPECS[Topic.CONTROL].max_message_bytes - 64 * 1024  # headers and framing come on top
 _log = logging.getLogger("banksman")
@@ -92,11 +91,7 @@ class Records:
         """Close the producers. What is not acknowledged by then was never answered."""
         self.connected = False
         for made in self._producers:
-            try:
-                async with asyncio.timeout(CLOSE_S):
-                    await made.stop()
-            except TimeoutError:  # it would wait for its last batch for ever, and so would who stops this process
-                _log.warning("Kafka does not acknowledge: the connection is closed without it")
+            await goodbye(made.stop())
 
     async def die(self) -> None:
         """Return when a producer is dead: whatever Kafka does, nothing will be recorded by this process any more."""

@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from banksman import bus
+from banksman import bus, provision
 from banksman.errors import BadDeployment, Unavailable
 from banksman.processors.archiver import continuity, letters, pieces, positions, rows, seen
 from banksman.processors.archiver.blocks import Block, blocks
@@ -53,7 +53,6 @@ PACE_S = 0.15
 """Least time behind a round that stored something and was not full: each makes a part, which ClickHouse has to merge."""
 SURE_S = 10.0
 """How long a log has to look like another one than was archived before the archiver refuses it."""
-"""Seconds that a Kafka client gets to say goodbye."""
 
 Polled = dict[TopicPartition, "Sequence[Batch]"]
 
@@ -249,7 +248,7 @@ class Archiver:
             self._assigned.clear()
             try:
                 there = await self._patience.ask(partial(positions.stored, self._store))
-                commits = await positions.committed(self._kafka, self._group)
+                commits = await provision.committed(self._kafka, self._group)
                 names = {where: positions.name_of(self._topics, where) for where in consumer.assignment()}
                 ends = await consumer.end_offsets(list(names))
                 for partition, name in names.items():

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from banksman import provision
 from banksman.errors import StoreAway
 from banksman.processors.archiver import rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from banksman.settings import Kafka
     from banksman.store.client import Store
     from banksman.topics import Topic
 
@@ -62,16 +60,6 @@ def stored(store: Store) -> Stored:
         {(row["topic"], row["partition"]): (row["highest"], row["received_ms"]) for row in answer},
         max((row["newest"] for row in answer), default=0),
     )
-
-
-async def committed(kafka: Kafka, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
-    """The group's commits. BrokerAway, KafkaError."""
-    admin = await provision.connect_admin(kafka)
-    try:
-        found: dict[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(group)
-    finally:
-        await admin.close()
-    return found
 
 
 def go_on(highest: int, commit: OffsetAndMetadata | None, end: int) -> int:

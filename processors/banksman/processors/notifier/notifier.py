@@ -179,7 +179,7 @@ class Notifier:
 
     async def _rebuild(self, consumer: AIOKafkaConsumer) -> None:
         control_end = await self._channels.end()
-        commit = await self._committed()
+        commit = (await provision.committed(self._kafka, self._group, patience=2)).get(self._where)
         week_ago = time.time_ns() // 1_000_000 - WINDOW_MS
         found = (await consumer.offsets_for_times({self._where: week_ago}))[self._where]
         first = (await consumer.beginning_offsets([self._where]))[self._where]
@@ -206,14 +206,6 @@ class Notifier:
             "read alerts from %d to %d: %d incidents open, of %d something is to be told",
             start, end, len(self._incidents.by_id), len(self._incidents.pending),
         )  # fmt: skip
-
-    async def _committed(self) -> OffsetAndMetadata | None:
-        admin = await provision.connect_admin(self._kafka, patience=2)
-        try:
-            found: Any = (await admin.list_consumer_group_offsets(self._group)).get(self._where)
-        finally:
-            await admin.close()
-        return found if found is not None and found.offset >= 0 else None
 
     def _apply(self, records: Sequence[ConsumerRecord], *, again: bool) -> None:
         for record in records:

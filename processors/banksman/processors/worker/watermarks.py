@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from banksman import bus
+from banksman import bus, provision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -88,15 +87,9 @@ class Watermarks:
         return {number: (look.began_ms, (now - look.began) * 1000) for number, look in over.items()}
 
     async def committed(self) -> dict[TopicPartition, int]:
-        """Where the group goes on. KafkaError, OSError."""
-        admin = AIOKafkaAdminClient(**self._kafka.client())
-        bus.calm(admin._client)  # noqa: SLF001 - as in `bus.calm`
-        try:
-            await admin.start()
-            commits = await admin.list_consumer_group_offsets(self._group)
-        finally:
-            await admin.close()
-        return {place: commit.offset for place, commit in commits.items() if commit.offset >= 0}
+        """Where the group goes on. KafkaError, OSError, BrokerAway."""
+        commits = await provision.committed(self._kafka, self._group, patience=0)
+        return {where: int(commit.offset) for where, commit in commits.items()}
 
     async def close(self) -> None:
         """Let the connection go."""

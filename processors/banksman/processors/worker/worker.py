@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import faust
 from aiokafka.errors import KafkaError
 
-from banksman.errors import Unavailable
+from banksman.errors import BrokerAway, Unavailable
 from banksman.processors.worker import tables, transport
 from banksman.processors.worker.engine import SOURCES, Engine, Record
 from banksman.processors.worker.outbox import Outbox
@@ -172,7 +172,7 @@ class Worker:
                     reached = await self._let_time_pass()
                 await self._tell_marks(reached)
                 await self._marks.look()
-            except (KafkaError, OSError, TimeoutError) as error:
+            except (KafkaError, OSError, BrokerAway) as error:  # a TimeoutError is an OSError
                 _log.warning("where the partitions end is not known: %s: %s", type(error).__name__, error)
                 await self._marks.close()
 
