@@ -71,7 +71,8 @@ def test_a_broken_edit_keeps_what_was_in_force_and_everybody_is_told(shop: Shop)
         told = shop.tape.wait(Topic.CONTROL, of("policy.rejected", file="shop.yaml"), turn)[-1]
         codec.decode(told["_raw"], Topic.CONTROL)
         assert (told["line"], told["key"], told["project"]) == (2, "versoin", "shop")
-        (finding,) = shop.tape.wait(Topic.ALERTS, of("finding", detector="policy_rejected"))  # once a minute at most
+        # once a minute at most
+        (finding,) = shop.tape.wait(Topic.ALERTS, of("finding", detector="policy_rejected", project="shop"))
         assert (finding["severity"], finding["project"]) == ("page", "shop")
         assert "shop.yaml" in finding["title"]
         write(shop.desk, POLICY)
@@ -81,6 +82,12 @@ def test_a_broken_edit_keeps_what_was_in_force_and_everybody_is_told(shop: Shop)
         assert {one["policy_version"] for one in again} == {good}
         assert again[-1]["_offset"] > told["_offset"]
     assert shop.decide().body["policy_version"] == good
+    write(shop.desk, POLICY.replace("version: 3", "verzion: 3"))  # another mistake: told within the minute
+    both = shop.tape.wait(Topic.ALERTS, of("finding", detector="policy_rejected", project="shop"), 2)
+    assert both[0]["fingerprint"] == both[1]["fingerprint"]
+    assert "verzion" in both[1]["evidence"]["error"]
+    write(shop.desk, POLICY)
+    until(lambda: not status(shop, shop.desk)["rejected"])
 
 
 def test_a_file_that_goes_away_means_default_deny(shop: Shop) -> None:

@@ -69,7 +69,7 @@ class Replica:
             kafka, secret, self.lease, self.state,
             forged=self._forged, changed=self.hurry.set, settled=self._settled,
         )  # fmt: skip
-        self._told: dict[str, float] = {}
+        self._told: dict[tuple[str, str], float] = {}
         self._forged_left, self._forged_at = FORGED_AT_ONCE, 0.0
         self.agreement = Agreement()
         self._gauges()
@@ -222,13 +222,13 @@ class Replica:
         self, detector: str, fingerprint: str, title: str, *, project: str | None = None, severity: str = "warn",
         suggestion: str | None = None, **evidence: object,
     ) -> None:  # fmt: skip
-        """Tell a human, once a minute at most for the same thing."""
-        now = self.lease.clock()
-        if now - self._told.get(fingerprint, -60.0) < 60:
+        """Tell a human, once a minute at most for the same thing. Other evidence is news: another mistake in the same file."""
+        now, what = self.lease.clock(), (fingerprint, repr(evidence))
+        if now - self._told.get(what, -60.0) < 60:
             return
-        self._told[fingerprint] = now
+        self._told[what] = now
         if len(self._told) > 10_000:
-            self._told = {name: at for name, at in self._told.items() if now - at < 60}
+            self._told = {what: at for what, at in self._told.items() if now - at < 60}
         found = Finding(
             **stamp(self.records.source),
             detector=detector,
