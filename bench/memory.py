@@ -3,12 +3,13 @@
     .venv/bin/python bench/memory.py [RECORDS]        1,000,000
 
 Of every 20 records 11 are actions straight into Kafka, 5 are events over HTTP in batches of 500, 4 are decisions over HTTP,
-each with an id of its own; 50 agents, a new session every 100 records. After each quarter the archiver catches up, both
-questions are asked, and what is resident is read.
+each with an id of its own; 50 agents, a new session every 100 records, and the last one says that it is over, as the
+emitter's `with` does. After each quarter the archiver catches up, both questions are asked, and what is resident is read.
 
 Why a million: everything that is kept by count is full long before the last quarter begins. The enforcer keeps 100,000
 answers (passed at half a million records), the archiver 300,000 ids in two generations, the broker's heap and ClickHouse's
-caches have fixed bounds. What still grows in the last quarter grows without a bound.
+caches have fixed bounds; the processors forget a session a minute after its end (and hold 1,000 of an agent that ends none,
+for a day). What still grows in the last quarter grows without a bound.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from banksman.signing import Signer, parse_credential
 from banksman.topics import Topic
 
 AGENTS, CONNECTIONS, BATCH, QUARTERS = 50, 32, 500, 4
+SESSION = 100 * AGENTS
+"""Records until all agents begin new ones."""
 OF_TWENTY = {"straight": 11, "events": 5, "decisions": 4}
 POLICY = """\
 project: bench
@@ -55,6 +58,8 @@ class Stack:
     tokens: list[str] = field(default_factory=list)
     signers: list[Signer] = field(default_factory=list)
     sent: int = 0
+    ended: int = 0
+    """Records that end sessions of questions, on top."""
 
     def start(self) -> subprocess.Popen[bytes]:
         """Return when everything answers and the agents are enrolled."""
@@ -112,13 +117,17 @@ class Stack:
             found[file.stem] = sum(one.memory_info().rss for one in every) / 1e6
         return found
 
-    def action(self, number: int) -> tuple[int, dict[str, Any]]:
-        """(whose, a tool.call of about 500 bytes)."""
+    def action(self, number: int, *, last: bool = False) -> tuple[int, dict[str, Any]]:
+        """(whose, a tool.call of about 500 bytes, or what ends the session)."""
         agent = number % AGENTS
-        return agent, {
-            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "kind": "tool.call", "source": f"bench/1.0#{agent}",
-            "seq": number + 1, "project": "bench", "agent": f"agent-{agent:02d}", "session": f"s{number // (100 * AGENTS)}",
-            "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
+        told: dict[str, Any] = {
+            "v": 1, "id": stamps.uuid7(), "time": stamps.rfc3339(), "source": f"bench/1.0#{agent}",
+            "seq": number + 1, "project": "bench", "agent": f"agent-{agent:02d}", "session": f"s{number // SESSION}",
+        }  # fmt: skip
+        if last:
+            return agent, told | {"kind": "session.ended", "status": "ok"}
+        return agent, told | {
+            "kind": "tool.call", "service": "git", "action": "push", "resource": "acme/billing", "branch": "feature/x",
             "args": {"path": f"/srv/data/{number}", "flags": ["-l", "-a"], "note": "n" * 100},
         }  # fmt: skip
 
@@ -139,7 +148,7 @@ async def straight(stack: Stack, numbers: range) -> None:
         for first in range(numbers.start, numbers.stop, 5000):
             waiting = []
             for number in range(first, min(numbers.stop, first + 5000)):
-                agent, event = stack.action(number)
+                agent, event = stack.action(number, last=number % SESSION >= SESSION - AGENTS)
                 key, value = event["agent"].encode(), codec.encode(event)
                 marks = {name: event[name] for name in ("id", "kind", "time", "source")}
                 headers = stack.signers[agent].headers(topic, key, value, **marks)
@@ -154,7 +163,8 @@ def batches(stack: Stack, numbers: range) -> Iterator[tuple[int, str, bytes]]:
     for first in range(numbers.start, numbers.stop, BATCH):
         agent = first // BATCH % AGENTS
         several = [
-            stack.action(number)[1] | {"agent": f"agent-{agent:02d}", "source": f"bench/1.0#{agent}"}
+            stack.action(number, last=number % BATCH == BATCH - 1)[1]
+            | {"agent": f"agent-{agent:02d}", "source": f"bench/1.0#{agent}"}
             for number in range(first, min(numbers.stop, first + BATCH))
         ]
         yield agent, "/v1/events", codec.encode(several)
@@ -164,10 +174,20 @@ def questions(numbers: range) -> Iterator[tuple[int, str, bytes]]:
     """(whose, path, body) of decisions."""
     for number in numbers:
         question = {
-            "id": stamps.uuid7(), "session": f"s{number // (100 * AGENTS)}", "service": "git", "action": "push",
+            "id": stamps.uuid7(), "session": f"s{number // SESSION}", "service": "git", "action": "push",
             "resource": "acme/billing", "branch": "feature/x", "args": {"commits": number},
         }  # fmt: skip
         yield number % AGENTS, "/v1/decide", codec.encode(question)
+
+
+def ends(stack: Stack, numbers: range) -> Iterator[tuple[int, str, bytes]]:
+    """(whose, path, body) of what ends the sessions in which there were questions alone."""
+    for agent in range(AGENTS):
+        several = [
+            stack.action(agent, last=True)[1] | {"session": f"s{number}", "seq": 10**9 + number}
+            for number in range(numbers.start // SESSION, (numbers.stop - 1) // SESSION + 1)
+        ]
+        yield agent, "/v1/events", codec.encode(several)
 
 
 async def over_http(stack: Stack, requests: Iterator[tuple[int, str, bytes]]) -> None:
@@ -199,10 +219,13 @@ def quarter(stack: Stack, records: int) -> None:
             asyncio.run(straight(stack, numbers))
         else:
             asyncio.run(over_http(stack, batches(stack, numbers) if how == "events" else questions(numbers)))
+        if how == "decisions":
+            asyncio.run(over_http(stack, ends(stack, numbers)))
+            stack.ended += AGENTS * ((numbers.stop - 1) // SESSION + 1 - numbers.start // SESSION)
         first += count
     stack.sent = first
     end = time.monotonic() + 600
-    while (stored := stack.stored()) < stack.sent:
+    while (stored := stack.stored()) < stack.sent + stack.ended:
         if time.monotonic() > end:
             sys.exit(f"{stored:,} of {stack.sent:,} are stored after ten minutes")
         time.sleep(0.2)  # between two looks

@@ -136,7 +136,10 @@ class States:
         return _encode((kept.offsets, kept.partition, kept.whose, due, kept.state))
 
     def written(self) -> None:
-        """What is in `dirty` is on the log, and in the tables."""
+        """What is in `dirty` is on the log, and in the tables. Of what is forgotten nothing stays, as after a start."""
+        for place, kept in self.dirty.items():
+            if kept.state is None:
+                self._kept.pop(place, None)
         self.dirty.clear()
         if len(self._kept) > MOST_KEPT:
             self._kept.clear()
