@@ -4,7 +4,8 @@
 
 Of every 20 records 11 are actions straight into Kafka, 5 are events over HTTP in batches of 500, 4 are decisions over HTTP,
 each with an id of its own; 50 agents, a new session every 100 records, and the last one says that it is over, as the
-emitter's `with` does. After each quarter the archiver catches up, both questions are asked, and what is resident is read.
+emitter's `with` does. After each quarter archiver and processors catch up, both questions are asked, and what is resident is
+read.
 
 Why a million: everything that is kept by count is full long before the last quarter begins. The enforcer keeps 100,000
 answers (passed at half a million records), the archiver 300,000 ids in two generations, the broker's heap and ClickHouse's
@@ -229,6 +230,10 @@ def quarter(stack: Stack, records: int) -> None:
         if time.monotonic() > end:
             sys.exit(f"{stored:,} of {stack.sent:,} are stored after ten minutes")
         time.sleep(0.2)  # between two looks
+    while stack.ask("console", "/v1/status")["processors"]["lag"]:
+        if time.monotonic() > end:
+            sys.exit("the processors are behind after ten minutes")
+        time.sleep(0.5)  # between two looks
     for agent in range(AGENTS):
         now = stack.ask("console", f"/v1/agents/agent-{agent:02d}/now")
         stack.ask("console", f"/v1/sessions/{now['session']}?agent=agent-{agent:02d}")

@@ -105,10 +105,11 @@ async def serve(
     listener: Listener,
     stop: asyncio.Event,
     direct: Mapping[bytes, Direct] | None = None,
+    what: str = "listening",
 ) -> None:
     """Answer on a bound socket until `stop` is set; then no new connection, open requests get `GRACE_S` to end.
 
-    Prints one line `listening http://HOST:PORT` on stdout when the socket is open. `host`: the setting it came from.
+    Prints one line `WHAT http://HOST:PORT` on stdout when the socket is open. `host`: the setting it came from.
     `direct`: address -> who answers small requests to it without an ASGI application.
     """
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its start and stop are ours to tell; so is bad input
@@ -133,7 +134,7 @@ async def serve(
         raise InvalidSetting(f"cannot be used: {error}", field="BANKSMAN_TLS_CERT_FILE or _KEY_FILE") from None
     server = _Server(config)
     opened.listen(config.backlog)
-    print(f"listening {address_of(opened, listener)}", flush=True)
+    print(f"{what} {address_of(opened, listener)}", flush=True)
     running = asyncio.ensure_future(server.serve([opened]))
     stopping = asyncio.ensure_future(stop.wait())
     try:

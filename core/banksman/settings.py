@@ -169,6 +169,23 @@ class Listener(Concern, frozen=True, kw_only=True):
     ] = False
 
 
+class Health(Concern, frozen=True, kw_only=True):
+    """How archiver, processors and notifier say how they are; enforcer and console say it where they listen anyway."""
+
+    health_host: Annotated[str, _about("Address to listen on.")] = "127.0.0.1"
+    health_port: Annotated[
+        int,
+        _about(
+            "Port of `/healthz`, `/readyz` and `/metrics`; 0: any free one, which is printed; -1: none.",
+            ge=-1,
+            le=65535,
+        ),
+    ] = -1
+    late_s: Annotated[
+        float, _about("How long a service may be away, or behind, before the notifier tells people.", gt=0)
+    ] = 60.0
+
+
 class Enforcer(Concern, frozen=True, kw_only=True):
     """The decision point."""
 
@@ -288,6 +305,7 @@ CONCERNS: tuple[type[Concern], ...] = (
     ClickHouse,
     Secrets,
     Listener,
+    Health,
     Enforcer,
     Worker,
     Slack,

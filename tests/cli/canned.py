@@ -155,8 +155,8 @@ def console(lag: int = 0, at: int = 100, **changes: Any) -> dict[str, Any]:
         "kafka": {
             "reachable": True, "error": None, "heard_s_ago": 0.8, "control": {"applied": 44, "caught_up": True, "refused": 0},
         },
-        "archiver": {"lag": lag, "partitions": [partition]},
-        "notifier": {"lag": 0, "waiting_s": 0.0},
+        "archiver": {"lag": lag, "waiting_s": 0.0, "partitions": [partition]},
+        "processors": {"lag": 0, "waiting_s": 0.0}, "notifier": {"lag": 0, "waiting_s": 0.0, "next": 43},
         "findings_last_hour": {"page": 0, "warn": 0, "info": 0}, "dead_letters": 0, "watchers": 0, "agents": 1, "operators": 2,
     }  # fmt: skip
     return made | changes

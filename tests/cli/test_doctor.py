@@ -10,7 +10,16 @@ from tests.cli.conftest import TOKEN, Ran, Reply, Scribe, Shell, problem
 
 from banksman.cli import doctor
 
+UP_TO = {"lag": 0, "waiting_s": 0.0}
 HEALTHY = {"status": "ok"}
+PROBE = {
+    "id": "the-probe",
+    "topic": "alerts",
+    "partition": 0,
+    "offset": 42,
+    "time": "2026-03-01T12:00:00.0Z",
+    "took_ms": 3.1,
+}
 
 
 def explained(reason: str) -> Reply:
@@ -21,6 +30,7 @@ def explained(reason: str) -> Reply:
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scribe's second answer is there at once."""
     monkeypatch.setattr(doctor, "LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(doctor, "PROBE_S", 0.8)
 
 
 @pytest.fixture
@@ -31,9 +41,12 @@ def well(operator: Shell, scribe: Scribe) -> Any:
     decides.on |= {
         "GET /healthz": Reply(HEALTHY), "GET /readyz": Reply(HEALTHY), "GET /v1/status": Reply(canned.enforcer()),
         "GET /v1/agents": Reply({"agents": [{"agent": "buyer", "project": "shop"}, {"agent": "lost", "project": "nowhere"}]}),
-        "POST /v1/explain": explained("default_deny"),
+        "POST /v1/explain": explained("default_deny"), "POST /v1/probe": Reply(PROBE),
     }  # fmt: skip
-    scribe.on |= {"GET /v1/status": Reply(canned.console()), "GET /v1/agents/buyer/now": Reply(canned.now())}
+    scribe.on |= {
+        "GET /v1/status": Reply(canned.console()), "GET /v1/agents/buyer/now": Reply(canned.now()),
+        "GET /v1/findings": Reply({"findings": [{"id": "another"}, {"id": PROBE["id"]}], "took_ms": 1.0}),
+    }  # fmt: skip
     yield decides
     decides.close()
 
@@ -129,6 +142,39 @@ def test_where_the_read_side_stops(
 ) -> None:
     scribe.on["GET /v1/status"] = reply
     assert stop_of(operator)[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "reply", "step", "advice"),
+    [
+        ("GET /v1/findings", Reply({"findings": [{"id": "another"}], "took_ms": 1.0}), "archived", "serve archiver"),
+        ("GET /v1/status", Reply(canned.console(notifier=UP_TO | {"next": 42})), "told", "serve notifier"),
+        ("GET /v1/status", Reply(canned.console(notifier=UP_TO | {"next": None})), "told", "serve notifier"),
+    ],
+)  # fmt: skip
+def test_where_a_probe_is_lost(
+    operator: Shell, well: Scribe, scribe: Scribe, call: str, reply: Reply, step: str, advice: str
+) -> None:
+    scribe.on[call] = reply
+    code, stops_at, text, do = stop_of(operator)
+    assert (code, stops_at) == (1, step)
+    assert "of the probe" in text
+    assert advice in do
+
+
+def test_a_probe_that_is_not_counted(operator: Shell, well: Scribe) -> None:
+    budgets = canned.enforcer()["budgets"] | {"counted": [{"partition": 0, "counted_s_ago": 12.0, "known": True}]}
+    well.on["GET /v1/status"] = Reply(canned.enforcer(budgets=budgets))
+    assert stop_of(operator)[1] == "counted"
+
+
+def test_a_probe_takes_a_role(operator: Shell, well: Scribe) -> None:
+    well.on["POST /v1/probe"] = problem(403, "this needs the role operator")
+    ran = operator("doctor")
+    assert ran.code == 0
+    assert "not sent: it takes a token with the role operator" in ran.out
+    well.on["POST /v1/probe"] = problem(503, "the probe is not on record")
+    assert stop_of(operator)[:2] == (4, "probe")
 
 
 def test_what_stands_in_an_agents_way(operator: Shell, well: Scribe, scribe: Scribe) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.console.conftest import Stand
 from tests.enforcer.conftest import until
+from tests.exposition import is_documented
 from tests.servers import Broker, ClickHouseServer, freeze
 
 from banksman.events import Finding
@@ -42,6 +43,7 @@ def test_what_needs_no_token_says_nothing(stand: Stand) -> None:
     assert 'banksman_console_requests_total{path="/healthz",status="200"}' in text
     stand.get("/v1/agents/a-name-that-is-a-secret/now", 404)
     assert "a-name-that-is-a-secret" not in stand("GET", "/metrics").raw.decode()
+    is_documented(stand.base, "console")
 
 
 def test_every_call_is_in_the_schema(stand: Stand) -> None:

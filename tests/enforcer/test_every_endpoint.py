@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.enforcer.conftest import PUSH, Answer, Shop, raw_request
+from tests.enforcer.conftest import PUSH, Answer, Shop, raw_request, until
+from tests.exposition import is_documented
 
 from banksman.enforcer.openapi import document
+from banksman.topics import Topic
 
 DOCUMENT = document()
 AGENT, OPERATOR, ANYONE = "agent", "operator", ""
@@ -27,7 +29,7 @@ BODIES: dict[str, Any] = {
     "answerApproval": {"verdict": "deny"},
     **{act: {"reason": "never done"} for act in ACTS},
 }
-NOT_FOR_VIEWERS = {"addAgent", "addOperator", "rotateAgent", "answerApproval", *ACTS}
+NOT_FOR_VIEWERS = {"addAgent", "addOperator", "rotateAgent", "answerApproval", "probe", *ACTS}
 FOR_BOTH = {"listApprovals", "getApproval"}
 """An agent sees its own."""
 NAMED = {"agent": "stranger", "session": "s", "project": "nowhere", "approval": "none"}
@@ -91,7 +93,7 @@ def test_the_table_knows_every_call() -> None:
     names = {one.name for one in operations()}
     assert names == {
         "decide", "events", "explain", "listAgents", "addAgent", "rotateAgent", "addOperator", "status", "healthz",
-        "readyz", "metrics", "openapi", "listApprovals", "getApproval", "answerApproval", *ACTS,
+        "readyz", "metrics", "openapi", "listApprovals", "getApproval", "answerApproval", "probe", *ACTS,
     }  # fmt: skip
     described = {
         call["operationId"]
@@ -356,6 +358,18 @@ def test_what_anyone_on_the_inside_may_see(shop: Shop) -> None:
         assert f"banksman_enforcer_{name}".encode() in metrics.raw
     for text in (b"buyer", b"shop", b"root"):
         assert text not in metrics.raw
+    is_documented(shop.enforcer.base, "enforcer")
+
+
+def test_a_probe_is_on_record_and_one_a_second_is_enough(shop: Shop) -> None:
+    answers = until(lambda: (told := [shop("POST", "/v1/probe", token=shop.desk.admin) for _ in range(2)]) and (
+        told if told[0].status == 200 else None
+    ))  # fmt: skip
+    assert [answer.status for answer in answers] == [200, 429]
+    assert answers[1].headers["retry-after"] == "1"
+    probe = answers[0].body
+    (found,) = shop.tape.wait(Topic.ALERTS, lambda one: one.get("id") == probe["id"])
+    assert (found["_offset"], found["severity"], found["detector"]) == (probe["offset"], "info", "probe")
 
 
 def test_problems_are_counted(shop: Shop) -> None:

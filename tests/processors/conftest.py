@@ -39,7 +39,7 @@ class Archive:
     folder: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *, clickhouse: str = "") -> subprocess.Popen[bytes]:
+    def start(self, *, clickhouse: str = "", **more: str) -> subprocess.Popen[bytes]:
         """An archiver; `clickhouse`: an address between it and ClickHouse."""
         environment = (
             child_environment()
@@ -50,6 +50,7 @@ class Archive:
                 "BANKSMAN_CLICKHOUSE_PASSWORD": self.clickhouse.clickhouse_password,
                 "BANKSMAN_SECRET_FILE": str(self.secret_file),
             }
+            | more
         )
         log = self.folder / f"archiver{len(self.running)}.log"
         process = children.spawn([sys.executable, "-m", "banksman.processors.archiver"], log=log, env=environment)

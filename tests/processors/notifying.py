@@ -74,12 +74,14 @@ class Notifying:
     # ── notifiers ──
 
     @contextlib.asynccontextmanager
-    async def here(self, *, worker: str = "w", **of_slack: Any) -> AsyncIterator[Notifier]:
+    async def here(self, *, worker: str = "w", late_s: float = 3600, **of_slack: Any) -> AsyncIterator[Notifier]:
         """In this process, reading when this returns."""
         ready, stop = asyncio.Event(), asyncio.Event()
         given: dict[str, Any] = {"slack_token": TOKEN, "slack_url": self.slack.url, "slack_timeout_s": 1.0}
         settings = Slack(**(given | of_slack))
-        made = Notifier(self.kafka, self.secret, settings, instance="test", worker=worker, ready=ready.set)
+        made = Notifier(
+            self.kafka, self.secret, settings, instance="test", worker=worker, late_s=late_s, ready=ready.set
+        )
         running = asyncio.create_task(made.run(stop))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED, timeout=30)
@@ -91,7 +93,9 @@ class Notifying:
             waiting.cancel()
             await running
 
-    def process(self, *, worker: str = "w", token: str = TOKEN, timeout_s: float = 1.0) -> subprocess.Popen[bytes]:
+    def process(
+        self, *, worker: str = "w", token: str = TOKEN, timeout_s: float = 1.0, **more: str
+    ) -> subprocess.Popen[bytes]:
         environment = (
             child_environment()
             | environment_of(self.kafka)
@@ -102,7 +106,9 @@ class Notifying:
                 "BANKSMAN_SLACK_TIMEOUT_S": str(timeout_s),
                 "BANKSMAN_WORKER": worker,
                 "BANKSMAN_WORKER_SESSION_S": "2",
+                "BANKSMAN_LATE_S": "3600",
             }
+            | more
         )
         argv = [sys.executable, "-m", "banksman.processors.notifier"]
         made = children.spawn(argv, log=self.log(len(self.running)), env=environment)

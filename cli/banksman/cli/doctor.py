@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 HELP = """Follow the path of an action from here to the audit log, step by step: settings, token, enforcer, Kafka, policies,
-archiver, ClickHouse, console, notifier, disk. Says where it stops and what to do there. With AGENT also what stands in that
+archiver, ClickHouse, console, notifier, disk. Says where it stops and what to do there. A token with the role operator also
+sends a probe, a record that is told to nobody, and looks for it behind everybody. With AGENT also what stands in that
 agent's way.
 
 Exit code: 0 the whole path is open, 1 something is wrong, 2 a setting is wrong, 3 the token is missing or refused,
@@ -32,6 +33,8 @@ EXAMPLES = """
 """
 TIMEOUT_S = 5.0
 LOOK_AGAIN_S = 1.5
+PROBE_S, PROBE_AGAIN_S = 10.0, 0.05
+"""How long a probe may be on its way."""
 LITTLE_BYTES = 1 << 30
 
 
@@ -55,6 +58,9 @@ class Found:
         self.token = self.origin = ""
         self.enforcer = self.console = client.Answer()
         """Their `/v1/status`."""
+        self.probe: client.Answer | None = None
+        """What the enforcer said of the probe; None: there is none."""
+        self.sent = 0.0
 
     def asks(self, service: Literal["enforcer", "console"]) -> client.Client:
         """A client of one of the two."""
@@ -231,6 +237,74 @@ def _notifier(found: Found) -> Iterator[str | Wrong]:
     )
 
 
+def _probe(found: Found) -> Iterator[str | Wrong]:
+    found.sent = time.monotonic()
+    try:
+        found.probe = found.asks("enforcer").post("/v1/probe", {})
+    except client.Problem as refusal:
+        if refusal.status not in (403, 429):
+            raise
+        yield (
+            "not sent: it takes a token with the role operator"
+            if refusal.status == 403
+            else "not sent: one was just now"
+        )
+    else:
+        yield f"acknowledged by Kafka after {found.probe['took_ms']:.0f} ms"
+
+
+def _probe_archived(found: Found) -> Iterator[str | Wrong]:
+    wanted = found.probe["id"] if found.probe is not None else ""
+
+    def there() -> bool:
+        answer = found.asks("console").get("/v1/findings?detector=probe&limit=20")
+        return any(one["id"] == wanted for one in answer["findings"])
+
+    yield from _within(
+        found, there, "in the audit log", "archived", "is `banksman serve archiver` running? Read its log"
+    )
+
+
+def _probe_counted(found: Found) -> Iterator[str | Wrong]:
+    def there() -> bool:
+        counted = found.asks("enforcer").get("/v1/status")["budgets"]["counted"]
+        since = time.monotonic() - found.sent
+        return all(one["counted_s_ago"] is not None and one["counted_s_ago"] < since for one in counted)
+
+    yield from _within(
+        found, there, "all before it is counted", "counted", "is `banksman serve processors` running? Read its log"
+    )
+
+
+def _probe_told(found: Found) -> Iterator[str | Wrong]:
+    offset = found.probe["offset"] if found.probe is not None else 0
+
+    def there() -> bool:
+        notifier = found.asks("console").get("/v1/status")["notifier"]
+        return notifier is not None and (notifier["next"] or 0) > offset
+
+    yield from _within(
+        found,
+        there,
+        "all before it is told",
+        "told",
+        "is `banksman serve notifier` running? Its log says what Slack answers",
+    )
+
+
+def _within(found: Found, there: Callable[[], bool], fine: str, step: str, do: str) -> Iterator[str | Wrong]:
+    """Look for the probe until its time is over."""
+    if found.probe is None:
+        yield "there is no probe"
+        return
+    while not there():
+        if time.monotonic() - found.sent > PROBE_S:
+            yield Wrong(step, f"not within {PROBE_S:.0f} s of the probe", do)
+            return
+        time.sleep(PROBE_AGAIN_S)
+    yield f"{fine}, within {(time.monotonic() - found.sent) * 1000:.0f} ms of the probe"
+
+
 def _seen(found: Found) -> Iterator[str | Wrong]:
     answer = now.ask(found.asks("console"), str(found.agent))
     for one in answer["controls"]:
@@ -276,6 +350,10 @@ PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]
     ("archiver", ("kafka", "clickhouse"), _archiver),
     ("processors", ("operator", "ready"), _processors),
     ("notifier", ("kafka",), _notifier),
+    ("probe", ("operator", "ready"), _probe),
+    ("archived", ("probe", "archiver"), _probe_archived),
+    ("counted", ("probe", "processors"), _probe_counted),
+    ("told", ("probe", "notifier"), _probe_told),
     ("seen", ("agent", "clickhouse"), _seen),
     ("disk", ("settings",), _disk),
 )

@@ -167,7 +167,7 @@ def of_findings(findings: Iterable[Mapping[str, Any]], enforcer: Status | None) 
         yield Wrong("finding", f"{one['title']} (at {show.moment(one['at'])[:19]}{times})", one["suggestion"] or "")
 
 
-_OF_THE_PRESENT = frozenset(("policy_rejected", "policy_disagreement"))
+_OF_THE_PRESENT = frozenset(("policy_rejected", "policy_disagreement", "watchdog"))
 
 
 def _is_known(finding: Mapping[str, Any], enforcer: Status | None) -> bool:

@@ -54,8 +54,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "/v1/sessions/{session}": ("header", "steps", "gaps", "repeats", "next", "took_ms"),
     "/v1/findings": ("findings", "took_ms"),
     "/v1/status": (
-        "version", "started", "ready", "reason", "clickhouse", "kafka", "archiver", "notifier", "findings_last_hour",
-        "dead_letters", "watchers", "agents", "operators",
+        "version", "started", "ready", "reason", "clickhouse", "kafka", "archiver", "processors", "notifier",
+        "findings_last_hour", "dead_letters", "watchers", "agents", "operators",
     ),
     "/v1/sql": ("columns", "rows", "rows_read", "took_ms"),
     "/healthz": ("status",), "/readyz": ("status",), "/openapi.json": ("openapi", "info", "paths", "components"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ from banksman.console.steps import known as real
 from banksman.console.steps import moment_ms
 from banksman.events import RANK
 from banksman.http_problem import Problem, problem
+from banksman.metrics import CONTENT_TYPE, Measure, Text
+from banksman.progress import ARCHIVER, NOTIFIER, PROCESSORS, READS
 from banksman.stamps import rfc3339
 from banksman.topics import ARCHIVED, Topic
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable, Iterable
 
     from starlette.requests import Request
 
@@ -57,6 +61,7 @@ class Status:
     def __init__(self, knows: Known, asking: Asking, tail: Tail, requests: Counter[tuple[str, int]]) -> None:
         self._known, self._asking, self._tail, self._requests = knows, asking, tail, requests
         self._started = rfc3339()
+        self._page = Text("console", self._measures())
 
     async def healthz(self, _request: Request) -> Response:
         """The event loop turns: that is all."""
@@ -74,7 +79,8 @@ class Status:
         self._known.operator(request.scope["fields"])
         given(request)
         known = self._known
-        ends, archived = known.ends, known.archived
+        progress = known.progress
+        ends, archived = progress.ends, progress.commits[ARCHIVER]
         clickhouse, stored, findings = await self._clickhouse()
         partitions = None
         if ends is not None:
@@ -94,10 +100,15 @@ class Status:
                     "control": {"applied": known.applied, "caught_up": known.caught_up.is_set(), "refused": known.refused},
                 },
                 "archiver": None if partitions is None else {
-                    "lag": sum(one["lag"] for one in partitions), "partitions": partitions,
+                    "lag": sum(one["lag"] for one in partitions), "waiting_s": round(progress.seconds(ARCHIVER), 3),
+                    "partitions": partitions,
                 },
-                "notifier": None if ends is None else {
-                    "lag": known.untold.records, "waiting_s": round(known.untold.seconds, 3),
+                **{
+                    group: None if ends is None else {
+                        "lag": progress.lag(group), "waiting_s": round(progress.seconds(group), 3),
+                        **({"next": progress.commits[group].get((Topic.ALERTS.value, 0))} if group == NOTIFIER else {}),
+                    }
+                    for group in (PROCESSORS, NOTIFIER)
                 },
                 "findings_last_hour": findings,
                 "dead_letters": None if ends is None else sum(
@@ -138,20 +149,30 @@ class Status:
         return JSONResponse({"findings": told, "took_ms": round((time.perf_counter() - began) * 1000, 1)})
 
     async def metrics(self, _request: Request) -> Response:
-        """Prometheus text. No label is anybody's choice of text: paths are those of the routes."""
+        """Prometheus text."""
+        return Response(self._page.text(), media_type=CONTENT_TYPE)
+
+    def _measures(self) -> Iterable[Measure]:
         known = self._known
-        lines = ["# TYPE banksman_console_requests_total counter"]
-        lines += [
-            f'banksman_console_requests_total{{path="{path}",status="{status}"}} {count}'
-            for (path, status), count in sorted(self._requests.items())
-        ]
-        gauges = {
-            "ready": int(not self._not_ready()), "control_applied": known.applied, "control_refused": known.refused,
-            "watchers": len(self._tail.readers), "kafka_reachable": int(known.ends is not None),
-        }  # fmt: skip
-        for name, value in gauges.items():
-            lines += [f"# TYPE banksman_console_{name} gauge", f"banksman_console_{name} {value}"]
-        return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+        progress = known.progress
+        yield Measure(
+            "requests", "Answers, by route.",
+            lambda: {(path, str(status)): count for (path, status), count in self._requests.items()},
+            labels=("path", "status"), counter=True,
+        )  # fmt: skip
+        for name, about, value in (
+            ("ready", "Whether it is known who may ask.", lambda: int(not self._not_ready())),
+            ("control_applied", "The offset in control up to which records are applied.", lambda: known.applied),
+            ("control_refused", "Records in control that were not applied: forged.", lambda: known.refused),
+            ("watchers", "Who is told what happens as it happens.", lambda: len(self._tail.readers)),
+            ("kafka_reachable", "Whether Kafka answered the last look.", lambda: int(progress.ends is not None)),
+        ):
+            yield Measure(name, about, value)
+        for name, about, of in (
+            ("group_lag", "Records that wait for a service, as Kafka has it.", progress.lag),
+            ("group_waiting_seconds", "For how long at least the oldest of them has been waiting.", progress.seconds),
+        ):
+            yield Measure(name, about, partial(_by_group, of), labels=("group",))
 
     def _not_ready(self) -> str:
         return "" if self._known.caught_up.is_set() else "the log of controls is not read to its end yet"
@@ -178,6 +199,10 @@ class Status:
             told |= {"newest": moment_ms(newest), "newest_age_s": round(max(0.0, time.time() - newest / 1000), 3)}
         highest = {(row["topic"], row["partition"]): row["highest"] for row in stored}
         return told, highest, {name: seen.get(name, 0) for name in SEVERITIES}
+
+
+def _by_group(of: Callable[[str], float]) -> dict[tuple[str, ...], float]:
+    return {(group,): of(group) for group in READS}
 
 
 def _lag(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from banksman.console.steps import COLUMNS, encoded, step
 from banksman.http_problem import Problem, problem
+from banksman.progress import ARCHIVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -221,7 +222,7 @@ class Tail:
 
     async def _poll(self, place: Place) -> bool:
         """One question, handed on; True: there is more."""
-        behind = self._known.behind()
+        behind = self._known.progress.behind(ARCHIVER)
         for where in behind:
             if where[0] in _LETTERS:
                 self._late.setdefault(where, self._last_ms.get(where, self._newest_ms - DAY_MS))

@@ -13,6 +13,7 @@ from banksman.enforcer.events_in import EventsIn
 from banksman.enforcer.explain import Explain
 from banksman.enforcer.inbox import Inbox
 from banksman.enforcer.openapi import OpenApi
+from banksman.enforcer.probe import Probe
 from banksman.enforcer.status import Status
 from banksman.http_problem import ClientGone, Problem, routed
 
@@ -44,6 +45,7 @@ def build(replica: Replica) -> tuple[Application, Decider]:
             Route("/v1/approvals/{approval}", inbox.one, methods=["GET"]),
             Route("/v1/approvals/{approval}", inbox.vote, methods=["POST"]),
             Route("/v1/operators", admin.add_operator, methods=["POST"]),
+            Route("/v1/probe", Probe(replica).endpoint, methods=["POST"]),
             Route("/v1/status", status.status, methods=["GET"]),
             Route("/healthz", status.healthz, methods=["GET"]),
             Route("/readyz", status.readyz, methods=["GET"]),

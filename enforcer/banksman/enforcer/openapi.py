@@ -146,6 +146,16 @@ def document() -> dict[str, Any]:
                 answer=_object(name=_TEXT, roles={"type": "array", "items": _TEXT}, token=_TEXT), also=(409, 413, 503),
             )
         },
+        "/v1/probe": {
+            "post": _call(
+                "probe", "A record that says nothing, to be looked for behind everybody.", "operator",
+                answer=_object(
+                    id=_TEXT, topic=_TEXT, partition={"type": "integer"}, offset={"type": "integer"}, time=_TEXT,
+                    took_ms={"type": "number"},
+                ),
+                also=(429, 503),
+            )
+        },
         "/v1/status": {"get": _call("status", "How this replica is.", "viewer", answer=_STATUS, also=(503,))},
         "/healthz": {"get": _call("healthz", "The process turns.", "", answer=_texts("status"))},
         "/readyz": {"get": _call("readyz", "It can decide.", "", answer=_texts("status"), also=(503,))},

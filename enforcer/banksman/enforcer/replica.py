@@ -29,6 +29,7 @@ from banksman.enforcer.record import SERVICE, Records, stamp
 from banksman.errors import BrokerAway, Unavailable
 from banksman.events import Finding
 from banksman.events import Replica as Heartbeat
+from banksman.metrics import Measure
 from banksman.service import together
 from banksman.stamps import boottime, rfc3339, uuid7_from
 
@@ -264,25 +265,26 @@ class Replica:
                     )
 
     def _gauges(self) -> None:
-        self.metrics.gauges |= {
-            "lease_seconds": ("What is left of the lease; 0: no decision is answered.", self._lease_left),
-            "waiting": ("Decisions that wait for their acknowledgement.", self.waiting),
-            "control_applied": ("The offset in control up to which records are applied.", lambda: self.state.applied),
-            "replicas": ("Live replicas, this one included.", lambda: len(self.live())),
-            "undelivered": ("Findings and voids that are not on record yet.", lambda: self.records.undelivered),
-            "dropped": ("Findings that had no room while Kafka was away.", lambda: self.records.dropped),
-            "policies": ("Policies in force.", lambda: len(self.policies.versions())),
-            "policies_rejected": ("Files that do not load.", lambda: len(self.policies.rejections)),
-            "agents": ("Agents that are enrolled.", lambda: len(self.state.identities.agents)),
-            "agents_revoked": ("Agents that are revoked.", lambda: len(self.state.controls.revoked)),
-            "projects_paused": ("Projects that are paused.", lambda: len(self.state.controls.paused)),
-            "budget_unknown": ("Questions that got no answer: nobody had counted.", lambda: self.budgets.unknown),
-            "counted_s_ago": (
-                "Seconds since all was counted, in the partition where it is longest.",
+        for name, about, value in (
+            ("lease_seconds", "What is left of the lease; 0: no decision is answered.", self._lease_left),
+            ("waiting", "Decisions that wait for their acknowledgement.", self.waiting),
+            ("control_applied", "The offset in control up to which records are applied.", lambda: self.state.applied),
+            ("replicas", "Live replicas, this one included.", lambda: len(self.live())),
+            ("undelivered", "Findings and voids that are not on record yet.", lambda: self.records.undelivered),
+            ("dropped", "Findings that had no room while Kafka was away.", lambda: self.records.dropped),
+            ("policies", "Policies in force.", lambda: len(self.policies.versions())),
+            ("policies_rejected", "Files that do not load.", lambda: len(self.policies.rejections)),
+            ("agents", "Agents that are enrolled.", lambda: len(self.state.identities.agents)),
+            ("agents_revoked", "Agents that are revoked.", lambda: len(self.state.controls.revoked)),
+            ("projects_paused", "Projects that are paused.", lambda: len(self.state.controls.paused)),
+            ("budget_unknown", "Questions that got no answer: nobody had counted.", lambda: self.budgets.unknown),
+            (
+                "counted_s_ago", "Seconds since all was counted, in the partition where it is longest.",
                 self._counted_s_ago,
             ),
-            "answers_kept": ("Answers kept for repeated questions.", lambda: len(self.answers)),
-        }
+            ("answers_kept", "Answers kept for repeated questions.", lambda: len(self.answers)),
+        ):  # fmt: skip
+            self.metrics.page.add(Measure(name, about, value))
 
     def _counted_s_ago(self) -> float:
         now = self.lease.clock()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 
 from banksman.http_problem import problem
+from banksman.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,7 +41,7 @@ class Status:
 
     async def metrics(self, _request: Request) -> Response:
         """Prometheus text."""
-        return Response(self._replica.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._replica.metrics.page.text(), media_type=CONTENT_TYPE)
 
     async def status(self, request: Request) -> Response:
         """Everything an operator asks first: is anything not enforcing, lagging, undelivered, rejected?"""

@@ -28,6 +28,7 @@ from banksman.errors import BadDeployment, Unavailable
 from banksman.processors.archiver import continuity, letters, pieces, positions, rows, seen
 from banksman.processors.archiver.blocks import Block, blocks
 from banksman.processors.archiver.findings import Findings
+from banksman.processors.archiver.gauges import Gauges
 from banksman.processors.archiver.patience import Patience, Stopping
 from banksman.processors.archiver.telling import Teller
 from banksman.signing import Secret, Verifier, service_signer
@@ -84,6 +85,13 @@ class Archiver:
         self._assigned = asyncio.Event()
         self._next: dict[TopicPartition, int] = {}
         self._highest: dict[tuple[str, int], int] = {}
+        self.gauges = Gauges({full: topic.value for full, topic in self._topics.items()})
+
+    def not_ready(self) -> str:
+        """Why nothing is archived at the moment, or ""."""
+        if not self._next:
+            return "not begun: Kafka or ClickHouse is awaited, or another archiver has all partitions"
+        return "ClickHouse is away" if self.gauges.away_s() else ""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Archive until `stop` is set. Brokers and ClickHouse may be away for as long as they like."""
@@ -102,6 +110,8 @@ class Archiver:
         )
         producer = bus.producer(self._kafka)
         self._patience = Patience(stop)
+        self.gauges.away_s = self._patience.waited_s
+        watching = asyncio.create_task(self.gauges.watch(consumer), name="gauges")
         try:
             await self._patience.start(consumer.start)
             await self._patience.start(producer.start)
@@ -111,6 +121,8 @@ class Archiver:
         except Stopping:
             return  # what is under way is not committed; the next archiver reads it again
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await bus.goodbye(consumer.stop())
             await bus.goodbye(producer.stop())
             self._store.close()
@@ -194,6 +206,7 @@ class Archiver:
         for block in made.blocks:
             await self._insert(block)
             self._highest.update(block.highest())
+        self.gauges.stored(made.next, made.records, len(made.letters), len(made.blocks))
         commits = {
             partition: positions.commit_of(offset, self._highest.get(positions.name_of(self._topics, partition), -1))
             for partition, offset in made.next.items()
@@ -261,6 +274,7 @@ class Archiver:
                     consumer.seek(partition, self._next[partition])
                     consumer.resume(partition)
                 self._seen.forgotten_up_to(there.newest_ms)
+                self.gauges.begin({partition: self._next[partition] for partition in names})
             except BadDeployment as error:
                 # After an election a leader may not know for a moment how far its log is acknowledged.
                 wrong_since = wrong_since or time.monotonic()

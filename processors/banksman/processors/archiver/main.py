@@ -8,7 +8,8 @@ import gc
 import os
 from pathlib import Path
 
-from banksman import provision, service, settings
+from banksman import health, provision, service, settings
+from banksman.metrics import Text
 from banksman.processors.archiver.archiver import Archiver
 from banksman.signing import load_secret
 
@@ -36,16 +37,17 @@ async def main(stop: asyncio.Event) -> None:
     kafka, clickhouse = settings.load(settings.Kafka), settings.load(settings.ClickHouse)
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     archiver = Archiver(kafka, clickhouse, secret, instance=os.environ.get("BANKSMAN_WORKER") or f"{os.getpid()}")
-    checked = asyncio.ensure_future(provision.await_topics(kafka))
-    stopping = asyncio.ensure_future(stop.wait())
-    tidying = asyncio.ensure_future(_tidy())
-    await asyncio.wait({checked, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if checked.done():
-        checked.result()
-        print("archiver ready", flush=True)
-        await archiver.run(stop)
-    for task in (checked, stopping, tidying):
-        task.cancel()
+    async with health.answered(Text("archiver", archiver.gauges.measures()), archiver.not_ready):
+        checked = asyncio.ensure_future(provision.await_topics(kafka))
+        stopping = asyncio.ensure_future(stop.wait())
+        tidying = asyncio.ensure_future(_tidy())
+        await asyncio.wait({checked, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if checked.done():
+            checked.result()
+            print("archiver ready", flush=True)
+            await archiver.run(stop)
+        for task in (checked, stopping, tidying):
+            task.cancel()
 
 
 def _keep_memory() -> None:

@@ -37,6 +37,10 @@ class Patience:
         self._stop = stop
         self._waiting_since: float | None = None
 
+    def waited_s(self) -> float:
+        """For how long ClickHouse has been away; 0: it is there."""
+        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+
     async def ask(self, work: Callable[[], Done]) -> Done:
         """Run blocking `work` on ClickHouse in a thread. Errors that are about the data are the caller's.
 

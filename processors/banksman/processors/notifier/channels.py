@@ -15,7 +15,10 @@ from banksman.events import PolicyLoaded, PolicyRemoved
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from banksman.control_log import Forged
+    from banksman.events import Event
     from banksman.settings import Kafka
     from banksman.signing import Secret
 
@@ -28,8 +31,11 @@ _is_id = re.compile("[CDG][A-Z0-9]{8,}").fullmatch
 class Channels:
     """The channels of the policies in force."""
 
-    def __init__(self, kafka: Kafka, secret: Secret, default: str) -> None:
-        self.default, self._kafka = default, kafka
+    def __init__(
+        self, kafka: Kafka, secret: Secret, default: str, also: Callable[[Event, int], None] = lambda _event, _ms: None
+    ) -> None:
+        """`also`: called with every verified record of `control` and the broker's stamp of it (ms)."""
+        self.default, self._kafka, self._also = default, kafka, also
         self.applied = -1
         self._of: dict[str, str] = {}
         self._log = ControlLog(kafka, secret, _nothing)
@@ -49,6 +55,8 @@ class Channels:
                         self._put(event.project, channel_in(event.text))
                     elif isinstance(event, PolicyRemoved):
                         self._put(event.project, "")
+                    if event is not None:
+                        self._also(event, record.timestamp)
                     self.applied = record.offset
                 if batch:
                     self._moved.set()

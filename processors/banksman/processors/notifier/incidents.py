@@ -290,6 +290,10 @@ class Incidents:
         else:
             self._stale.pop(incident.id, None)
 
+    def open(self, fingerprint: str) -> Incident | None:
+        """The one of this fingerprint that is not over."""
+        return self._open.get(fingerprint)
+
     @property
     def done(self) -> int:
         """The offset below which everything was told."""

@@ -6,7 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
-from banksman import provision, service, settings
+from banksman import health, provision, service, settings
+from banksman.metrics import Text
 from banksman.processors.notifier.notifier import Notifier
 from banksman.signing import load_secret
 
@@ -23,15 +24,16 @@ async def main(stop: asyncio.Event) -> None:
     named = settings.load(settings.Worker)
     notifier = Notifier(
         kafka, secret, slack, instance=named.worker or f"{os.getpid()}", worker=named.worker,
-        session_s=named.worker_session_s, ready=_ready(),
+        session_s=named.worker_session_s, late_s=settings.load(settings.Health).late_s, ready=_ready(),
     )  # fmt: skip
-    checked, stopping = asyncio.ensure_future(provision.await_topics(kafka)), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({checked, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if checked.done():
-        checked.result()
-        await notifier.run(stop)
-    for task in (checked, stopping):
-        task.cancel()
+    async with health.answered(Text("notifier", notifier.measures()), notifier.not_ready):
+        checked, stopping = asyncio.ensure_future(provision.await_topics(kafka)), asyncio.ensure_future(stop.wait())
+        await asyncio.wait({checked, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if checked.done():
+            checked.result()
+            await notifier.run(stop)
+        for task in (checked, stopping):
+            task.cancel()
 
 
 class _ready:  # noqa: N801 - called as a function

@@ -21,19 +21,23 @@ from aiokafka.structs import OffsetAndMetadata
 from banksman import bus, provision
 from banksman.errors import BanksmanError, BrokerAway
 from banksman.events import Alert, AlertResolved
+from banksman.metrics import Measure
 from banksman.processors.notifier import words
 from banksman.processors.notifier.channels import Channels, named
 from banksman.processors.notifier.incidents import LOG, WINDOW_MS, Incidents
 from banksman.processors.notifier.records import SERVICE, Records, counted
 from banksman.processors.notifier.slack import Slack
 from banksman.processors.notifier.telling import Telling
+from banksman.processors.notifier.watchdog import Enforcers, Watchdog
+from banksman.progress import Progress
 from banksman.service import together
 from banksman.signing import Verifier
 from banksman.stamps import boottime
 from banksman.topics import Topic
+from banksman.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from aiokafka.structs import ConsumerRecord
 
@@ -72,22 +76,45 @@ class Notifier:
         instance: str,
         worker: str = "",
         session_s: float = 6.0,
+        late_s: float = 60.0,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._kafka, self._secret, self._instance = kafka, secret, instance
-        self._worker, self._session_s = worker, session_s
+        self._worker, self._session_s, self._late_s = worker, session_s, late_s
         self._verifier = Verifier(secret)
         self._where = TopicPartition(kafka.topic(Topic.ALERTS), 0)
         self._group = kafka.topic_prefix + SERVICE
         self._slack = Slack(slack) if slack.bot_token() else None
-        self._channels = Channels(kafka, secret, named(slack.slack_channel) if self._slack else LOG)
-        self._ready = ready
+        self._enforcers = Enforcers()
+        self._channels = Channels(
+            kafka, secret, named(slack.slack_channel) if self._slack else LOG, self._enforcers.seen
+        )
+        self._ready, self._is_ready = ready, False
+        self._waiting = Waiting()
         self._incidents = Incidents()
         self._telling: Telling | None = None
         self._assigned = asyncio.Event()
         self._lease = 0.0
         self._newest = (0, 0.0)
         """The broker's stamp of the last record, and when it was read."""
+
+    def not_ready(self) -> str:
+        """Why nothing would be told, or ""."""
+        return "" if self._is_ready else "alerts are not read yet: Kafka is awaited"
+
+    def measures(self) -> Iterable[Measure]:
+        """For `/metrics`."""
+        for name, about, value in (
+            ("reigns", "Whether this one tells; 0: it stands by.", lambda: int(self._telling is not None)),
+            ("incidents", "Incidents that are not over, or not fully told.", lambda: len(self._incidents.by_id)),
+            ("pending", "Of them, those of which something is to be told.", lambda: len(self._incidents.pending)),
+            ("read", "The offset in alerts up to which is read.", lambda: self._incidents.next),
+            ("waiting_seconds", "For how long at least the oldest of that has been waiting.", self._waiting_s),
+        ):
+            yield Measure(name, about, value)
+
+    def _waiting_s(self) -> float:
+        return self._waiting.seconds if self._telling is not None else 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tell until `stop` is set. Kafka and Slack may be away for as long as they like."""
@@ -107,6 +134,7 @@ class Notifier:
                 asyncio.create_task(self._read(consumer), name="alerts reader"),
                 asyncio.create_task(self._keep(consumer), name="lease"),
                 asyncio.create_task(bus.died(producer), name="Kafka producer"),
+                asyncio.create_task(self._watchdog().run(), name="watchdog"),
             ]
             if self._slack is not None:
                 tasks.append(asyncio.create_task(self._greet(self._slack), name="Slack"))
@@ -120,6 +148,13 @@ class Notifier:
             await bus.goodbye(producer.stop())
             if self._slack is not None:
                 await self._slack.close()
+
+    def _watchdog(self) -> Watchdog:
+        return Watchdog(
+            Progress(self._kafka), self._records, self._enforcers, self._late_s, now_ms=self._broker_ms,
+            may=lambda: self._incidents if self._telling is not None and self._may() else None,
+            applied=lambda: self._channels.applied,
+        )  # fmt: skip
 
     def _consumer(self) -> AIOKafkaConsumer:
         return bus.consumer(
@@ -152,6 +187,7 @@ class Notifier:
             if polled or ended:
                 self._telling.news()
             self._telling.check()
+            self._waiting.look(self._incidents.next, self._incidents.done, boottime())
 
     async def _reign(self, consumer: AIOKafkaConsumer) -> None:
         """Know what the log says, then begin to tell."""
@@ -159,7 +195,7 @@ class Notifier:
         await self.leave()
         if self._where not in consumer.assignment():
             logger.info("another notifier tells; this one stands by")
-            self._ready()
+            self._say_ready()
             return
         try:
             self._incidents = Incidents()
@@ -175,6 +211,10 @@ class Notifier:
             self._incidents, self._slack, self._records, self._channels.of, self._channels.default, may=self._may
         )
         self._telling.news()
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        self._is_ready = True
         self._ready()
 
     async def _rebuild(self, consumer: AIOKafkaConsumer) -> None:

@@ -75,16 +75,20 @@ class Records:
     """The notifier's pen."""
 
     def __init__(self, producer: AIOKafkaProducer, kafka: Kafka, secret: Secret, instance: str) -> None:
-        self._signer, self._source = service_signer(secret, SERVICE), f"{SERVICE}#{instance}"
+        self._signer, self.source = service_signer(secret, SERVICE), f"{SERVICE}#{instance}"
         self._to = bus.Publisher(producer, kafka.topic(Topic.ALERTS), deadline=30)
 
     async def told(self, incident: Incident, place: Place, rank: int, *, over: bool) -> None:
         """An `alert`, acknowledged."""
-        await self._write(alert(incident, place, rank, self._source, over=over))
+        await self._write(alert(incident, place, rank, self.source, over=over))
 
     async def resolved(self, incident: Incident) -> None:
         """An `alert.resolved`, acknowledged."""
-        await self._write(resolution(incident, self._source))
+        await self._write(resolution(incident, self.source))
+
+    async def found(self, finding: events.Finding) -> None:
+        """Something that the notifier saw itself, acknowledged."""
+        await self._write(finding)
 
     async def _write(self, event: events.Finding) -> None:
         """However long it takes: what was told and is not on record would be told again."""

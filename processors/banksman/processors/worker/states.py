@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("banksman")
 
-MOST_KEPT = 100_000
-"""States that are held decoded beside their bytes."""
+MOST_KEPT, MOST_BYTES = 100_000, 32 << 20
+"""States that are held decoded beside their bytes, and how many bytes these may be: decoded they take five times as much."""
 SESSIONS = 1000
 """Sessions of one agent that a detector remembers: the one that did something longest ago goes."""
 A_FEW = 500
@@ -47,6 +47,8 @@ class Kept:
     partition: int
     offsets: dict[str, int]
     whose: Whose
+    size: int = 0
+    """Its bytes when it was last read or written."""
 
 
 class Encoded(NamedTuple):
@@ -79,6 +81,8 @@ class States:
             for name, state in self._made.items()
         }
         self._kept: dict[Place, Kept] = {}
+        self._bytes = 0
+        """Of those."""
         self._due: dict[int, list[tuple[int, Place]]] = {}
         """By partition, a heap."""
         self._queued: dict[Place, int] = {}
@@ -101,7 +105,8 @@ class States:
         except msgspec.DecodeError as error:
             _log.error("a state of %s cannot be read, and begins anew: %s", place[0], error)
             return None
-        kept = self._kept[place] = Kept(state, partition, offsets, whose)
+        kept = self._kept[place] = Kept(state, partition, offsets, whose, len(raw))
+        self._bytes += kept.size
         return kept
 
     def new(self, place: Place, partition: int, whose: Whose) -> Kept:
@@ -125,7 +130,7 @@ class States:
 
     def drop(self, place: Place) -> None:
         """Forget what was not written of it."""
-        self._kept.pop(place, None)
+        self._let_go(place)
         self.dirty.pop(place, None)
 
     def bytes_of(self, place: Place, kept: Kept) -> bytes | None:
@@ -133,16 +138,26 @@ class States:
         if kept.state is None:
             return None
         due = self.due(place, kept) if place[0] in self._detectors else None
-        return _encode((kept.offsets, kept.partition, kept.whose, due, kept.state))
+        made = _encode((kept.offsets, kept.partition, kept.whose, due, kept.state))
+        if self._kept.get(place) is kept:
+            self._bytes += len(made) - kept.size
+        kept.size = len(made)
+        return made
 
     def written(self) -> None:
         """What is in `dirty` is on the log, and in the tables. Of what is forgotten nothing stays, as after a start."""
         for place, kept in self.dirty.items():
             if kept.state is None:
-                self._kept.pop(place, None)
+                self._let_go(place)
         self.dirty.clear()
-        if len(self._kept) > MOST_KEPT:
+        if len(self._kept) > MOST_KEPT or self._bytes > MOST_BYTES:
             self._kept.clear()
+            self._bytes = 0
+
+    def _let_go(self, place: Place) -> None:
+        kept = self._kept.pop(place, None)
+        if kept is not None:
+            self._bytes -= kept.size
 
     def of_agents(self, name: str) -> Iterator[bytes]:
         """The keys of a table's states, also those that were not written yet."""
@@ -188,13 +203,14 @@ class States:
         held = place in self._kept
         yield self.load(place)
         if not held and place not in self.dirty:
-            self._kept.pop(place, None)
+            self._let_go(place)
 
     def begin(self) -> Iterator[None]:
         """Other partitions are ours now: forget what is not written, and find out when the states of the tables are due. Gives
         way after every few.
         """
         self._kept.clear()
+        self._bytes = 0
         self.dirty.clear()
         self._due.clear()
         self._queued.clear()

@@ -86,6 +86,22 @@ class Watermarks:
         now = time.monotonic()
         return {number: (look.began_ms, (now - look.began) * 1000) for number, look in over.items()}
 
+    def lag(self) -> int:
+        """Records that were there when a look began and are not worked through."""
+        return sum(
+            max(0, end - self._done.get(place, 0)) for look in self._looks.values() for place, end in look.ends.items()
+        )
+
+    def waiting_s(self) -> float:
+        """For how long at least the oldest of them has been waiting."""
+        now = time.monotonic()
+        late = [
+            now - look.began
+            for look in self._looks.values()
+            if any(self._done.get(place, 0) < end for place, end in look.ends.items())
+        ]
+        return max(late, default=0.0)
+
     async def committed(self) -> dict[TopicPartition, int]:
         """Where the group goes on. KafkaError, OSError, BrokerAway."""
         commits = await provision.committed(self._kafka, self._group, patience=0)

@@ -16,13 +16,15 @@ import logging
 import os
 import tempfile
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import faust
 from aiokafka.errors import KafkaError
 
 from banksman.errors import BrokerAway, Unavailable
+from banksman.metrics import Measure
+from banksman.processors.detector import Sighting
 from banksman.processors.worker import tables, transport
 from banksman.processors.worker.engine import SOURCES, Engine, Record
 from banksman.processors.worker.outbox import Outbox
@@ -85,6 +87,7 @@ class Worker:
         """Set when a mark has said that its partitions are counted, or when there are none for it."""
         self._has_partitions = False
         self._new_partitions = False
+        self._findings: Counter[str] = Counter(dict.fromkeys((one.name for one in detectors), 0))
         self._given: deque[float] = deque(maxlen=6)
         """When partitions were dealt out, of the last times."""
         revoked: Any = self._revoked
@@ -93,6 +96,28 @@ class Worker:
         self.app.on_rebalance_complete.connect(assigned, weak=False)
         topic = self.app.topic(*self._topics, key_type=bytes, value_type=bytes, partitions=partitions)
         self.app.agent(topic, name="detect")(self._detect)
+
+    def measures(self) -> Iterable[Measure]:
+        """For `/metrics`."""
+        for name, about, count in (
+            ("counted", "Records that were counted.", lambda: self.engine.counted),
+            ("skipped", "Records that count for nothing: forged, no event, sent again.", lambda: self.engine.skipped),
+            ("misplaced", "Records in a partition that their key does not belong in.", lambda: self.engine.misplaced),
+        ):
+            yield Measure(name, about, count, counter=True)
+        yield Measure(
+            "findings", "What was seen, by detector.",
+            lambda: {(detector,): count for detector, count in self._findings.items()}, labels=("detector",), counter=True,
+        )  # fmt: skip
+        yield Measure(
+            "states", "States that are kept, by detector.",
+            lambda: {(name,): len(table.data) for name, table in self._tables.items()}, labels=("detector",),
+        )  # fmt: skip
+        yield Measure("partitions", "Partitions that are ours.", lambda: len(self._looked_at))
+        yield Measure("lag", "Records that were there at the last look and are not counted.", self._marks.lag)
+        yield Measure(
+            "waiting_seconds", "For how long at least the oldest of them has been waiting.", self._marks.waiting_s
+        )
 
     async def run(self) -> None:
         """Work until cancelled. What it cannot go on after ends the process: Faust may wait for ever when it is stopped."""
@@ -146,6 +171,7 @@ class Worker:
             by_table[state.name].append(state)
         self._look_alive()
         await self._outbox.tell(self.engine.outputs)
+        self._findings.update(one.detector for one in self.engine.outputs if isinstance(one.what, Sighting))
         last = by_table.pop(SOURCES, [])
         await asyncio.gather(*(self._write_table(name, several) for name, several in by_table.items()))
         await self._write_table(SOURCES, last)

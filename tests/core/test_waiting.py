@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from banksman.console.known import Untold
+from banksman.waiting import Waiting
 
 Look = tuple[int, int, float]
 """Where `alerts` ends, up to where it is told, and when that was seen."""
@@ -30,7 +30,7 @@ Look = tuple[int, int, float]
     ],
 )
 def test_waiting(looks: list[Look], records: int, seconds: float) -> None:
-    untold = Untold()
+    waiting = Waiting()
     for look in looks:
-        untold.look(*look)
-    assert (untold.records, untold.seconds) == (records, seconds)
+        waiting.look(*look)
+    assert (waiting.records, waiting.seconds) == (records, seconds)
