@@ -5,9 +5,9 @@
 calls: the time of one `tool_call` with arguments (about 450 bytes), in a burst and paced at 200 a second, with the other
 side there (a process of its own that takes everything) and away. Beside each stands what anybody would pay, measured in
 turn with it: reading the clock, and putting a dict into a `queue.SimpleQueue`. Paced, the thread comes out of a sleep into
-cold caches, and so does the floor. The emitter's threads share the interpreter meanwhile: where they get in the way it is
-in these numbers. Then what the process costs: CPU while it reports (the emitter's threads and this script together), and,
-once nothing is reported any more, how often the emitter's threads wake up.
+cold caches, and so does the floor. Figures are medians over the fifths of a run. The emitter's threads share the interpreter
+meanwhile: where they get in the way it is in these numbers. Then what the process costs: CPU while it reports (the emitter's
+threads and this script together), and, once nothing is reported any more, how often the emitter's threads wake up.
 
 outage: a broker and an enforcer, an agent that reports 200 times a second; both are killed with -9 and stay away, in the
 middle the agent is killed with -9 and started again. The agent writes down every report once its call has returned, with
@@ -27,6 +27,7 @@ import os
 import platform
 import queue
 import secrets
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,7 @@ from banksman.topics import Topic
 
 ARGS = {"path": "/srv/data/17", "flags": ["-l", "-a"], "query": "select * from t where id = 3", "note": "n" * 100}
 RATE = 200
-PACED, BURST, ROUND = 4000, 20_000, 1000
+PACED, BURST, ROUND, PARTS = 10_000, 20_000, 1000, 5
 LIMIT_US = 50
 IDLE_S = 5.0
 PROMISED_S = 0.020
@@ -99,9 +100,15 @@ class Call:
         self.do()
         self.took.append(time.perf_counter_ns() - before)
 
+    def parts(self, share: float) -> list[float]:
+        """The percentile in each fifth of the calls, in the order in which they were made, us."""
+        size = len(self.took) // PARTS
+        several = (sorted(self.took[at * size : (at + 1) * size]) for at in range(PARTS))
+        return [ordered[int(size * share)] / 1000 for ordered in several]
+
     def us(self, share: float) -> float:
-        ordered = sorted(self.took)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1000
+        """The median of these: what a neighbour does on this machine for ten seconds is not what a call costs."""
+        return statistics.median(self.parts(share))
 
 
 def paced(calls: list[Call]) -> None:
@@ -171,11 +178,12 @@ def costs() -> list[str]:
                     lines.append(f"  {used / lasted:.1%} of a core at {RATE}/s; {idle()}")
                 if dropped := emitter.stats().dropped:
                     lines.append(f"  {dropped:,} of them were dropped and counted: 100,000 wait in memory at most")
+                lines.append("  p99 of each fifth: " + " ".join(f"{one:.1f}" for one in ours.parts(0.99)))
                 within.append(ours.us(0.99) <= LIMIT_US)
                 emitter.flush(60 if there == "there" else 0)
                 emitter.close(0)
     said = "yes" if all(within) else f"no, {sum(within)} of {len(within)} were"
-    return [*lines, f"p99 <= {LIMIT_US} us: {said}"]
+    return [*lines, f"p99 <= {LIMIT_US} us (medians): {said}"]
 
 
 # ── what an outage costs ──
