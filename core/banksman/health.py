@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from banksman.metrics import Text
 
 NO_STORE = {"cache-control": "no-store"}
+_log = logging.getLogger("banksman")
 
 
 @asynccontextmanager
@@ -50,12 +52,25 @@ async def answered(page: Text, not_ready: Callable[[], str]) -> AsyncIterator[No
 
     app = routed([Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
     opened = listener.open_socket(own.health_host, own.health_port, access, setting="BANKSMAN_HEALTH_HOST")
-    stop = asyncio.Event()
+    stop, listens = asyncio.Event(), asyncio.Event()
+
+    def say(address: str) -> None:
+        print(f"health {address}", flush=True)
+        listens.set()
+
     serving = asyncio.create_task(
-        listener.serve(app, opened, host=own.health_host, listener=access, stop=stop, what="health"), name="health"
+        listener.serve(app, opened, host=own.health_host, listener=access, stop=stop, say=say), name="health"
+    )
+    waiting = asyncio.create_task(listens.wait())
+    await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if serving.done():
+        serving.result()  # raises why
+    serving.add_done_callback(
+        lambda _: None if stop.is_set() else _log.error("nobody answers at the health port any more")
     )
     try:
         yield
     finally:
         stop.set()
-        await serving
+        await asyncio.gather(serving, return_exceptions=True)  # the work is over; how this ends changes nothing

@@ -26,7 +26,7 @@ from banksman.http_guard import Guard, names_of
 from banksman.http_problem import ClientGone, Problem, problem, routed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from banksman.http_problem import Application
     from banksman.http_shortcuts import Direct
@@ -97,6 +97,10 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _say(address: str) -> None:
+    print(f"listening {address}", flush=True)
+
+
 async def serve(
     app: Application,
     opened: socket.socket,
@@ -105,11 +109,12 @@ async def serve(
     listener: Listener,
     stop: asyncio.Event,
     direct: Mapping[bytes, Direct] | None = None,
-    what: str = "listening",
+    say: Callable[[str], None] = _say,
 ) -> None:
     """Answer on a bound socket until `stop` is set; then no new connection, open requests get `GRACE_S` to end.
 
-    Prints one line `WHAT http://HOST:PORT` on stdout when the socket is open. `host`: the setting it came from.
+    Prints one line `listening http://HOST:PORT` on stdout when the socket is open, or `say`s the address. `host`: the setting
+    it came from.
     `direct`: address -> who answers small requests to it without an ASGI application.
     """
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its start and stop are ours to tell; so is bad input
@@ -134,7 +139,7 @@ async def serve(
         raise InvalidSetting(f"cannot be used: {error}", field="BANKSMAN_TLS_CERT_FILE or _KEY_FILE") from None
     server = _Server(config)
     opened.listen(config.backlog)
-    print(f"{what} {address_of(opened, listener)}", flush=True)
+    say(address_of(opened, listener))
     running = asyncio.ensure_future(server.serve([opened]))
     stopping = asyncio.ensure_future(stop.wait())
     try:

@@ -106,6 +106,10 @@ class Progress:
             commits[group] = _short(
                 full, {place: commit.offset for place, commit in found.items() if commit.offset >= 0}
             )
+            if (
+                self.commits[group] and not commits[group]
+            ):  # aiokafka hides the error of a coordinator that is not ready
+                raise KafkaError(f"the group {group} is not known for the moment")
         return ends, firsts, commits
 
 

@@ -182,7 +182,7 @@ class Health(Concern, frozen=True, kw_only=True):
         ),
     ] = -1
     late_s: Annotated[
-        float, _about("How long a service may be away, or behind, before the notifier tells people.", gt=0)
+        float, _about("How long a service may be away, or behind, before the notifier tells people.", ge=10)
     ] = 60.0
 
 

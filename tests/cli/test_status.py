@@ -114,7 +114,14 @@ AWAY = {"reachable": False, "error": "no answer within 5 s"}
         ({"clickhouse": canned.console()["clickhouse"] | AWAY}, "clickhouse: away"),
         ({"kafka": canned.console()["kafka"] | AWAY, "archiver": None, "dead_letters": None}, "kafka: away"),
         ({"ready": False, "reason": "reading control"}, "console: not ready: reading control"),
-        ({"archiver": {"lag": 200_000, "partitions": []}}, "archiver: 200,000 records behind"),
+        (
+            {"archiver": {"lag": 200_000, "waiting_s": 3.0, "partitions": []}},
+            "archiver: 200,000 records behind: answers",
+        ),
+        (
+            {"archiver": {"lag": 7, "waiting_s": 240.0, "partitions": []}},
+            "archiver: 7 records behind, for 4 min: answers",
+        ),
         ({"notifier": {"lag": 3, "waiting_s": 181.0}}, "notifier: for 3 min something that was found waits to be told"),
     ],
 )

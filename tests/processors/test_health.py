@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,13 @@ async def test_a_notifier(kafka_settings: Kafka, secret: signing.Secret, secret_
             assert metrics(base)["banksman_notifier_pending", ()] == 1
         finally:
             notifying.end()
+
+
+def test_a_port_that_is_taken_and_a_certificate_that_cannot_be_read_are_said_at_once(floor: Floor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = floor.start(BANKSMAN_HEALTH_PORT=str(taken.getsockname()[1]))
+        assert process.wait(30) == 4
+    assert "cannot listen on 127.0.0.1" in floor.log().read_text()
+    nowhere = {"BANKSMAN_TLS_CERT_FILE": "/nowhere/cert.pem", "BANKSMAN_TLS_KEY_FILE": "/nowhere/key.pem"}
+    assert floor.start("two", BANKSMAN_HEALTH_PORT="0", **nowhere).wait(30) == 2
+    assert "BANKSMAN_TLS_CERT_FILE" in floor.log("two").read_text()

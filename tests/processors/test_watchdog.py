@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from tests.processors.fake_slack import FakeSlack
 from tests.processors.notifying import Notifying
@@ -137,7 +138,7 @@ async def test_what_another_notifier_told_is_not_told_again(
     for _ in range(2):
         async with notifying.here(late_s=0.3):
             await notifying.until(lambda: any("no enforcer" in one.words for one in slack.parents()))
-            await asyncio.sleep(1.0)  # time in which it could be told twice
+            await asyncio.sleep(1.5)  # time in which it could be told twice
     assert sum("no enforcer" in one.words for one in slack.parents()) == 1
 
 
@@ -147,6 +148,11 @@ class Seen:
     def __init__(self) -> None:
         self.ends = {("control", 0): 0}
         self.late = {ARCHIVER: 0.0, PROCESSORS: 0.0}
+        self.away = False
+
+    async def look(self) -> None:
+        if self.away:
+            raise KafkaError("away")
 
     def seconds(self, service: str) -> float:
         return self.late[service]
@@ -193,18 +199,63 @@ def test_one_that_is_always_a_little_late_is_one_incident(monkeypatch: pytest.Mo
     assert sum(finding.over for finding in told) == 1
 
 
-def test_heartbeats_that_are_not_read_yet_are_nobodys_fault() -> None:
+def test_heartbeats_that_are_not_read_yet_are_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, incidents, enforcers = Seen(), Incidents(), Enforcers()
     seen.ends = {("control", 0): 900}
-    enforcers.seen(heartbeat(), 1_000)
-    applied = [10]
+    applied, clock = [10], [1000.0]
+    monkeypatch.setattr(watchdog_module, "boottime", lambda: clock[0])
     dog = Watchdog(
         cast("Progress", seen), cast("Any", Pen()), enforcers, 60.0, may=lambda: incidents, now_ms=lambda: 900_000,
         applied=lambda: applied[0],
     )  # fmt: skip
+    enforcers.seen(heartbeat())
+    clock[0] += 899
     assert not list(dog.found(incidents))
     applied[0] = 899
     (finding,) = dog.found(incidents)
     assert finding.evidence == {"service": ENFORCERS, "seconds": 899.0}
-    enforcers.seen(heartbeat(ended=True), 899_000)
+    enforcers.seen(heartbeat(ended=True))
     assert len(list(dog.found(incidents))) == 1, "a goodbye is no sign of life"
+
+
+def test_of_enforcers_that_are_gone_a_goodbye_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compaction leaves nothing but that. Who starts with the notifier has its time; who never was is not missed."""
+    clock = [1000.0]
+    monkeypatch.setattr(watchdog_module, "boottime", lambda: clock[0])
+    enforcers = Enforcers()
+    assert enforcers.away_s() is None
+    enforcers.seen(heartbeat(ended=True))
+    assert enforcers.away_s() == 0.0
+    clock[0] += 61
+    enforcers.seen(heartbeat(ended=True, replica="r2"))
+    assert enforcers.away_s() == 61.0
+    enforcers.seen(heartbeat(replica="r3"))
+    assert enforcers.away_s() == 0.0
+
+
+async def test_what_was_well_before_it_looked_away_is_not_well_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks begin anew when nobody looked: that is no sign that all is well."""
+    clock, told = [1000.0], list[events.Finding]()
+    monkeypatch.setattr(watchdog_module, "boottime", lambda: clock[0])
+    seen, incidents = Seen(), Incidents()
+
+    class Writing(Pen):
+        async def found(self, finding: events.Finding) -> None:
+            told.append(finding)
+            incidents.apply(finding, int(clock[0] * 1000), len(told))
+
+    dog = Watchdog(
+        cast("Progress", seen), cast("Any", Writing()), Enforcers(), 60.0, may=lambda: incidents,
+        now_ms=lambda: int(clock[0] * 1000), applied=lambda: 0,
+    )  # fmt: skip
+    seen.late[ARCHIVER] = 61.0
+    await dog.look()
+    seen.late[ARCHIVER] = 0.0  # Kafka was away for longer than a mark lives
+    await dog.look()
+    seen.away = True
+    for _ in range(70):
+        clock[0] += 1
+        await dog.look()
+    seen.away = False
+    await dog.look()
+    assert [finding.over for finding in told] == [False]

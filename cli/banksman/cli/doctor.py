@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import stat
 import time
@@ -33,8 +34,8 @@ EXAMPLES = """
 """
 TIMEOUT_S = 5.0
 LOOK_AGAIN_S = 1.5
-PROBE_S, PROBE_AGAIN_S = 10.0, 0.05
-"""How long a probe may be on its way."""
+PROBE_S, PROBE_AGAIN_S, NEWER_S = 10.0, 0.25, 0.3
+"""How long a probe may be on its way, how often it is looked for, and by how much a mark has to be newer."""
 LITTLE_BYTES = 1 << 30
 
 
@@ -49,6 +50,12 @@ class Step:
     code: int = 0
 
 
+class Skipped(str):
+    """Why a step was not taken."""
+
+    __slots__ = ()
+
+
 class Found:
     """What the steps found out, for the steps behind them."""
 
@@ -58,9 +65,10 @@ class Found:
         self.token = self.origin = ""
         self.enforcer = self.console = client.Answer()
         """Their `/v1/status`."""
-        self.probe: client.Answer | None = None
-        """What the enforcer said of the probe; None: there is none."""
-        self.sent = 0.0
+        self.probe = client.Answer()
+        """What the enforcer said of the probe."""
+        self.sent = self.asked = 0.0
+        """When the probe was sent, and before that the enforcer's status asked for."""
 
     def asks(self, service: Literal["enforcer", "console"]) -> client.Client:
         """A client of one of the two."""
@@ -111,7 +119,10 @@ def walk(agent: str | None) -> Iterator[Step]:
             continue
         try:
             for said in look(found):
-                if isinstance(said, Wrong):
+                if isinstance(said, Skipped):
+                    failed.add(name)
+                    yield Step(name, "skipped", said)
+                elif isinstance(said, Wrong):
                     failed.add(name)
                     yield Step(name, "failed", said.text, said.do, 1)
                 else:
@@ -157,6 +168,7 @@ def _ready(found: Found) -> Iterator[str | Wrong]:
 
 
 def _operator(found: Found) -> Iterator[str | Wrong]:
+    found.asked = time.monotonic()
     found.enforcer = found.asks("enforcer").get("/v1/status")
     yield f"the token is known; live: {show.count(len(found.enforcer['replicas']), 'enforcer')}"
 
@@ -244,65 +256,56 @@ def _probe(found: Found) -> Iterator[str | Wrong]:
     except client.Problem as refusal:
         if refusal.status not in (403, 429):
             raise
-        yield (
-            "not sent: it takes a token with the role operator"
-            if refusal.status == 403
-            else "not sent: one was just now"
-        )
+        takes_role = "it takes a token with the role operator"
+        yield Skipped(takes_role if refusal.status == 403 else "one was sent a moment ago")
     else:
         yield f"acknowledged by Kafka after {found.probe['took_ms']:.0f} ms"
 
 
-def _probe_archived(found: Found) -> Iterator[str | Wrong]:
-    wanted = found.probe["id"] if found.probe is not None else ""
-
+def _archived(found: Found) -> Iterator[str | Wrong]:
     def there() -> bool:
         answer = found.asks("console").get("/v1/findings?detector=probe&limit=20")
-        return any(one["id"] == wanted for one in answer["findings"])
+        return any(one["id"] == found.probe["id"] for one in answer["findings"])
 
-    yield from _within(
-        found, there, "in the audit log", "archived", "is `banksman serve archiver` running? Read its log"
-    )
+    yield from _within(found.sent, there, "the probe is in the audit log", "archiver")
 
 
-def _probe_counted(found: Found) -> Iterator[str | Wrong]:
+def _counted(found: Found) -> Iterator[str | Wrong]:
+    before = _counted_to(found.enforcer, found.asked)
+
     def there() -> bool:
-        counted = found.asks("enforcer").get("/v1/status")["budgets"]["counted"]
-        since = time.monotonic() - found.sent
-        return all(one["counted_s_ago"] is not None and one["counted_s_ago"] < since for one in counted)
+        """Whether every partition has a newer mark than before: clocks that differ move both alike."""
+        now = time.monotonic()
+        after = _counted_to(found.asks("enforcer").get("/v1/status"), now)
+        return all(to > before.get(partition, -math.inf) + NEWER_S for partition, to in after.items())
 
-    yield from _within(
-        found, there, "all before it is counted", "counted", "is `banksman serve processors` running? Read its log"
-    )
+    yield from _within(time.monotonic(), there, "what agents do goes on being counted", "processors")
 
 
-def _probe_told(found: Found) -> Iterator[str | Wrong]:
-    offset = found.probe["offset"] if found.probe is not None else 0
-
+def _told(found: Found) -> Iterator[str | Wrong]:
     def there() -> bool:
         notifier = found.asks("console").get("/v1/status")["notifier"]
-        return notifier is not None and (notifier["next"] or 0) > offset
+        return notifier is not None and (notifier["next"] or 0) > found.probe["offset"]
 
-    yield from _within(
-        found,
-        there,
-        "all before it is told",
-        "told",
-        "is `banksman serve notifier` running? Its log says what Slack answers",
-    )
+    yield from _within(found.sent, there, "all before the probe is told", "notifier")
 
 
-def _within(found: Found, there: Callable[[], bool], fine: str, step: str, do: str) -> Iterator[str | Wrong]:
-    """Look for the probe until its time is over."""
-    if found.probe is None:
-        yield "there is no probe"
-        return
+def _counted_to(status: client.Answer, now: float) -> dict[int, float]:
+    """Partition -> up to when all is counted, in seconds of a clock of our own."""
+    return {
+        one["partition"]: -math.inf if one["counted_s_ago"] is None else now - one["counted_s_ago"]
+        for one in status["budgets"]["counted"]
+    }
+
+
+def _within(since: float, there: Callable[[], bool], fine: str, service: str) -> Iterator[str | Wrong]:
+    """Look until it is there, or its time is over."""
     while not there():
-        if time.monotonic() - found.sent > PROBE_S:
-            yield Wrong(step, f"not within {PROBE_S:.0f} s of the probe", do)
+        if time.monotonic() - since > PROBE_S:
+            yield Wrong(service, f"not within {PROBE_S:g} s", f"is `banksman serve {service}` running? Read its log")
             return
         time.sleep(PROBE_AGAIN_S)
-    yield f"{fine}, within {(time.monotonic() - found.sent) * 1000:.0f} ms of the probe"
+    yield f"{fine}, within {(time.monotonic() - since) * 1000:.0f} ms"
 
 
 def _seen(found: Found) -> Iterator[str | Wrong]:
@@ -351,9 +354,9 @@ PATH: tuple[tuple[str, tuple[str, ...], Callable[[Found], Iterable[str | Wrong]]
     ("processors", ("operator", "ready"), _processors),
     ("notifier", ("kafka",), _notifier),
     ("probe", ("operator", "ready"), _probe),
-    ("archived", ("probe", "archiver"), _probe_archived),
-    ("counted", ("probe", "processors"), _probe_counted),
-    ("told", ("probe", "notifier"), _probe_told),
+    ("archived", ("probe", "archiver"), _archived),
+    ("counted", ("processors",), _counted),
+    ("told", ("probe", "notifier"), _told),
     ("seen", ("agent", "clickhouse"), _seen),
     ("disk", ("settings",), _disk),
 )

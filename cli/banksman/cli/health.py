@@ -21,6 +21,8 @@ NAMED = 5
 """Controls that are told one by one; there are never many unless something is very wrong."""
 UNTOLD_S = 120.0
 """What was found waits longer than this: Slack is away, or nobody tells. To edit a hundred messages takes as long."""
+LATE_S = 60.0
+"""Something waits for the archiver longer than this."""
 FULL = 0.8
 """Share of the enforcer's queue."""
 
@@ -135,10 +137,12 @@ def of_console(status: Status, before: Status | None = None) -> Iterator[Wrong]:
     if archiver is None or archiver["lag"] is None:
         return
     behind = show.count(archiver["lag"], "record")
+    late = archiver["waiting_s"] > LATE_S
     if before is not None and stands_still(before, status):
         yield Wrong("archiver", f"stands still, {behind} behind", "is `banksman serve archiver` running? Read its log")
-    elif archiver["lag"] > FAR:
-        yield Wrong("archiver", f"{behind} behind: answers are old", "let it catch up, or run another one")
+    elif archiver["lag"] > FAR or late:
+        since = f", for {archiver['waiting_s'] / 60:.0f} min" if late else ""
+        yield Wrong("archiver", f"{behind} behind{since}: answers are old", "let it catch up, or run another one")
 
 
 def may_stand_still(status: Status) -> bool:
@@ -168,10 +172,11 @@ def of_findings(findings: Iterable[Mapping[str, Any]], enforcer: Status | None) 
 
 
 _OF_THE_PRESENT = frozenset(("policy_rejected", "policy_disagreement", "watchdog"))
+"""What enforcer and console say themselves as it is now; findings are asked of the console, so that one has answered."""
 
 
 def _is_known(finding: Mapping[str, Any], enforcer: Status | None) -> bool:
-    """Whether the enforcer itself was asked and says how this is now: as it was, and then it is told already, or over."""
+    """Whether those were asked who say how this is now: as it was, and then it is told already, or over."""
     return enforcer is not None and finding["detector"] in _OF_THE_PRESENT
 
 

@@ -248,6 +248,9 @@ class Stack:
             "BANKSMAN_POLICIES": str(self.policies),
             "BANKSMAN_ENFORCER_PORT": str(self.ports.enforcer),
             "BANKSMAN_CONSOLE_PORT": str(self.ports.console),
+            "BANKSMAN_HEALTH_PORT": "-1"
+            if settings.load(settings.Health).health_port < 0
+            else "0",  # three cannot share one
             "PYTHONUNBUFFERED": "1",
         }
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from banksman.enforcer.replica import Replica
 
 DETECTOR = "probe"
-EVERY_S = 1.0
+EVERY_S = 5.0
 """Least time between two: whoever asks again and again must not fill the log."""
 
 
@@ -37,7 +37,7 @@ class Probe:
         by = self._replica.callers.operator(request.scope, "operator")
         now = time.monotonic()
         if now < self._next:
-            raise problem(429, "one probe a second is enough", retry_after=1)
+            raise problem(429, f"one probe in {EVERY_S:.0f} s is enough", retry_after=int(EVERY_S))
         self._next = now + EVERY_S
         records = self._replica.records
         if not records.connected:

@@ -12,7 +12,6 @@ Findings are acknowledged before the rows that they are about are stored: a cras
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -38,6 +37,8 @@ from banksman.topics import ARCHIVED, SPECS, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from aiokafka.structs import OffsetAndMetadata
 
     from banksman import events
     from banksman.batches import Batch
@@ -85,12 +86,14 @@ class Archiver:
         self._assigned = asyncio.Event()
         self._next: dict[TopicPartition, int] = {}
         self._highest: dict[tuple[str, int], int] = {}
+        self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._begun = False
         self.gauges = Gauges({full: topic.value for full, topic in self._topics.items()})
 
     def not_ready(self) -> str:
         """Why nothing is archived at the moment, or ""."""
-        if not self._next:
-            return "not begun: Kafka or ClickHouse is awaited, or another archiver has all partitions"
+        if not self._begun:
+            return "not begun: Kafka or ClickHouse is awaited"
         return "ClickHouse is away" if self.gauges.away_s() else ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -211,8 +214,19 @@ class Archiver:
             partition: positions.commit_of(offset, self._highest.get(positions.name_of(self._topics, partition), -1))
             for partition, offset in made.next.items()
         }
-        with contextlib.suppress(KafkaError):  # a later commit says the same; ClickHouse knows where to go on
-            await consumer.commit(commits)
+        await self._commit(consumer, commits)
+
+    async def _commit(self, consumer: AIOKafkaConsumer, commits: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """What cannot be committed now is committed with the next round: ClickHouse knows where to go on, but whoever looks
+        at the group from outside would take a partition that is quiet from now on for one that waits.
+        """
+        self._uncommitted.update(commits)
+        try:
+            await consumer.commit(self._uncommitted)
+        except KafkaError as error:
+            logger.debug("not committed: %s", error)
+        else:
+            self._uncommitted.clear()
 
     async def _find(self, made: _Round) -> list[events.Finding]:
         """What there is to say about a round."""
@@ -275,6 +289,15 @@ class Archiver:
                     consumer.resume(partition)
                 self._seen.forgotten_up_to(there.newest_ms)
                 self.gauges.begin({partition: self._next[partition] for partition in names})
+                self._uncommitted = {}
+                behind = {
+                    partition: positions.commit_of(self._next[partition], self._highest[name])
+                    for partition, name in names.items()
+                    if partition not in commits or commits[partition].offset < self._next[partition]
+                }
+                if behind:
+                    await self._commit(consumer, behind)
+                self._begun = True
             except BadDeployment as error:
                 # After an election a leader may not know for a moment how far its log is acknowledged.
                 wrong_since = wrong_since or time.monotonic()

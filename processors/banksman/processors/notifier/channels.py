@@ -32,9 +32,9 @@ class Channels:
     """The channels of the policies in force."""
 
     def __init__(
-        self, kafka: Kafka, secret: Secret, default: str, also: Callable[[Event, int], None] = lambda _event, _ms: None
+        self, kafka: Kafka, secret: Secret, default: str, also: Callable[[Event], None] = lambda _event: None
     ) -> None:
-        """`also`: called with every verified record of `control` and the broker's stamp of it (ms)."""
+        """`also`: called with every verified record of `control`."""
         self.default, self._kafka, self._also = default, kafka, also
         self.applied = -1
         self._of: dict[str, str] = {}
@@ -56,7 +56,7 @@ class Channels:
                     elif isinstance(event, PolicyRemoved):
                         self._put(event.project, "")
                     if event is not None:
-                        self._also(event, record.timestamp)
+                        self._also(event)
                     self.applied = record.offset
                 if batch:
                     self._moved.set()

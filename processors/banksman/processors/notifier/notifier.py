@@ -51,8 +51,8 @@ logger = logging.getLogger("banksman")
 POLL_MS = 200
 LEASE = 2 / 3
 """For how much of a session a commit lets tell: after a session another may have been given the partition."""
-COMMITS = 6
-"""Commits in a session."""
+COMMITS, COMMIT_S = 6, 2.0
+"""Commits in a session, and at most so many seconds between two: others see by them how far all is told."""
 MARGIN_MS = 5_000
 """A record may be on its way for so long: until then nothing is taken as over for not being seen."""
 SKEW_MS = 60_000
@@ -100,12 +100,18 @@ class Notifier:
 
     def not_ready(self) -> str:
         """Why nothing would be told, or ""."""
-        return "" if self._is_ready else "alerts are not read yet: Kafka is awaited"
+        if not self._is_ready:
+            return "alerts are not read yet: Kafka is awaited"
+        return "Kafka takes no commit: nothing is told" if self._telling is not None and not self._may() else ""
 
     def measures(self) -> Iterable[Measure]:
         """For `/metrics`."""
         for name, about, value in (
-            ("reigns", "Whether this one tells; 0: it stands by.", lambda: int(self._telling is not None)),
+            (
+                "reigns",
+                "Whether this one tells; 0: it stands by.",
+                lambda: int(self._telling is not None and self._may()),
+            ),
             ("incidents", "Incidents that are not over, or not fully told.", lambda: len(self._incidents.by_id)),
             ("pending", "Of them, those of which something is to be told.", lambda: len(self._incidents.pending)),
             ("read", "The offset in alerts up to which is read.", lambda: self._incidents.next),
@@ -290,7 +296,7 @@ class Notifier:
                     said = False
                     if incidents is self._incidents and self._telling is not None:
                         self._lease = begun + self._session_s * LEASE
-                        await asyncio.sleep(self._session_s / COMMITS)
+                        await asyncio.sleep(min(self._session_s / COMMITS, COMMIT_S))
             await asyncio.sleep(POLL_MS / 1000)
 
     def assigned(self) -> None:

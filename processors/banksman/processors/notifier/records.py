@@ -87,21 +87,24 @@ class Records:
         await self._write(resolution(incident, self.source))
 
     async def found(self, finding: events.Finding) -> None:
-        """Something that the notifier saw itself, acknowledged."""
-        await self._write(finding)
+        """Something that the notifier saw itself, acknowledged. Unavailable: it was not (it may still land)."""
+        await self._put(finding)
 
     async def _write(self, event: events.Finding) -> None:
         """However long it takes: what was told and is not on record would be told again."""
-        key, value = (event.agent or event.project or "banksman").encode(), codec.encode(event)
-        kind = kind_of(event)
-        headers = self._signer.headers(
-            self._to.topic, key, value, id=event.id, kind=kind, time=event.time, source=event.source
-        )
         while True:
             try:
-                await self._to.put(0, key, value, list(headers))
+                await self._put(event)
             except Unavailable as error:
                 _log.warning("%s", error)
                 await asyncio.sleep(0.5)
             else:
                 return
+
+    async def _put(self, event: events.Finding) -> None:
+        key, value = (event.agent or event.project or "banksman").encode(), codec.encode(event)
+        kind = kind_of(event)
+        headers = self._signer.headers(
+            self._to.topic, key, value, id=event.id, kind=kind, time=event.time, source=event.source
+        )
+        await self._to.put(0, key, value, list(headers))

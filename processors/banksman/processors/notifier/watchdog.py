@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
 
+from banksman.errors import BanksmanError, Unavailable
 from banksman.events import Finding
 from banksman.events import Replica as Heartbeat
 from banksman.progress import ARCHIVER, PROCESSORS
@@ -68,16 +69,18 @@ class Enforcers:
     """When replicas were last alive, by their heartbeats in `control`."""
 
     def __init__(self) -> None:
-        self._last_ms, self._read = 0, 0.0
+        self._read: float | None = None
 
-    def seen(self, event: Event, received_ms: int) -> None:
-        """Any verified record of `control`, in the order of the log, at the moment it is read."""
-        if isinstance(event, Heartbeat) and not event.ended:
-            self._last_ms, self._read = max(self._last_ms, received_ms), boottime()
+    def seen(self, event: Event) -> None:
+        """Any verified record of `control`, at the moment it is read. No clock but this machine's: an old heartbeat counts as
+        one of the moment in which a notifier that starts reads it, which gives enforcers that start with it their time.
+        """
+        if isinstance(event, Heartbeat) and (self._read is None or not event.ended):
+            self._read = boottime()  # a goodbye says, at least, that there was one
 
-    def away_s(self, now_ms: int) -> float:
-        """For how long at least none has been; 0 where there never was one. `now_ms`: what the broker's clock says at least."""
-        return max((now_ms - self._last_ms) / 1000, boottime() - self._read) if self._last_ms else 0.0
+    def away_s(self) -> float | None:
+        """For how long at least none has been; None where there never was one."""
+        return boottime() - self._read if self._read is not None else None
 
 
 class Watchdog:
@@ -91,29 +94,45 @@ class Watchdog:
         self._progress, self._records, self._enforcers, self._late_s = progress, records, enforcers, late_s
         self._may, self._now_ms, self._applied = may, now_ms, applied
         self._well_since: dict[str, float] = {}
+        self._blind = False
 
     async def run(self) -> None:
         """Look, again and again. Never returns."""
         try:
             while True:
                 await asyncio.sleep(LOOK_S)
-                try:
-                    await self._progress.look()
-                except (KafkaError, OSError) as error:  # a time-out is an OSError
-                    _log.debug("the watchdog does not see Kafka: %s", error)
-                    continue
-                incidents = self._may()
-                if incidents is not None:
-                    for finding in self.found(incidents):
-                        await self._records.found(finding)
+                await self.look()
         finally:
             await self._progress.close()
+
+    async def look(self) -> None:
+        """Look once, and write down what there is to say."""
+        try:
+            await self._progress.look()
+        except (KafkaError, OSError, BanksmanError) as error:  # a time-out is an OSError
+            self._well_since.clear()
+            if not self._blind:
+                _log.warning("the watchdog does not see Kafka: %s: %s", type(error).__name__, error)
+            self._blind = True
+            return
+        self._blind = False
+        incidents = self._may()
+        if incidents is None:
+            self._well_since.clear()
+            return
+        for finding in list(self.found(incidents)):
+            try:
+                await self._records.found(finding)
+            except Unavailable as error:  # the next look says it afresh, if it is still so
+                _log.warning("%s", error)
+                return
 
     def found(self, incidents: Incidents) -> Iterator[Finding]:
         """What there is to say that was not said."""
         for service, word in WORDS.items():
             seconds = self._seconds(service)
             if seconds is None:
+                self._well_since.pop(service, None)
                 continue
             known = incidents.open(f"{DETECTOR}/{service}")
             if seconds > self._late_s:
@@ -131,7 +150,7 @@ class Watchdog:
         if service == ENFORCERS:
             ends = self._progress.ends or {}
             read = self._applied() >= ends.get((Topic.CONTROL.value, 0), 0) - 1  # else heartbeats may be on their way
-            return self._enforcers.away_s(self._now_ms()) if read else None
+            return self._enforcers.away_s() if read else None
         return self._progress.seconds(service)
 
     def _finding(self, service: str, word: Word, seconds: float, *, over: bool = False) -> Finding:

@@ -56,10 +56,10 @@ async def main(stop: asyncio.Event) -> None:
     # nothing to be found among them either.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    page, ready = Text("processors", ()), asyncio.Event()
-    async with health.answered(page, lambda: "" if ready.is_set() else "what waits is not counted yet"):
+    page, made = Text("processors", ()), list[Worker]()
+    async with health.answered(page, lambda: made[0].not_ready() if made else "Kafka is awaited"):
         stopping = asyncio.create_task(stop.wait())
-        working = asyncio.create_task(_work(page, ready))
+        working = asyncio.create_task(_work(page, made))
         await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             stopping.cancel()
@@ -69,7 +69,7 @@ async def main(stop: asyncio.Event) -> None:
         await asyncio.gather(working, return_exceptions=True)
 
 
-async def _work(page: Text, ready: asyncio.Event) -> None:
+async def _work(page: Text, made: list[Worker]) -> None:
     kafka, own = settings.load(settings.Kafka), settings.load(settings.Worker)
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     name = own.worker or f"{os.uname().nodename}-{os.getpid()}"
@@ -83,10 +83,11 @@ async def _work(page: Text, ready: asyncio.Event) -> None:
         await _first(known.caught_up.wait(), reading)
         worker = Worker(kafka, secret, own, name, partitions[Topic.ACTIONS], known, producer, found(), load_prices())
         page.add(*worker.measures())
+        made.append(worker)
         tasks += [
             asyncio.create_task(worker.run(), name="worker"),
             asyncio.create_task(bus.died(producer), name="Kafka producer"),
-            asyncio.create_task(_say(worker, ready), name="ready"),
+            asyncio.create_task(_say(worker), name="ready"),
         ]
         done, _ = await asyncio.wait(tasks[:3], return_when=asyncio.FIRST_COMPLETED)
         _end_in_time(1)
@@ -109,14 +110,12 @@ def _end_in_time(code: int) -> None:
     patience.start()
 
 
-async def _say(worker: Worker, ready: asyncio.Event) -> None:
+async def _say(worker: Worker) -> None:
     try:
         await asyncio.wait_for(worker.ready.wait(), CATCH_UP_S)
     except TimeoutError:
         _log.warning("there is much to work through; until that is done, agents with a budget get 503")
     print("processors ready", flush=True)
-    await worker.ready.wait()
-    ready.set()
 
 
 async def _first(wanted: Any, other: asyncio.Task[None]) -> None:

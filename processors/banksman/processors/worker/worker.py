@@ -56,6 +56,8 @@ AT_ONCE = 6 << 20
 """Bytes of records that are worked through, and written, before the next: read, they may take twenty times as much."""
 WITHIN_S = 0.05
 TICK_S = 0.25
+SILENT_S = 30.0
+"""Without a mark for so long nobody may go by what is counted."""
 TOO_OFTEN_S = 20.0
 """Two workers under one name take the partitions from each other, several times within this."""
 REPLACED = 70
@@ -85,6 +87,7 @@ class Worker:
         """Of our partitions, the projects whose policy has changed since their states were looked at; None: all of them."""
         self.ready = asyncio.Event()
         """Set when a mark has said that its partitions are counted, or when there are none for it."""
+        self._marked = 0.0
         self._has_partitions = False
         self._new_partitions = False
         self._findings: Counter[str] = Counter(dict.fromkeys((one.name for one in detectors), 0))
@@ -96,6 +99,15 @@ class Worker:
         self.app.on_rebalance_complete.connect(assigned, weak=False)
         topic = self.app.topic(*self._topics, key_type=bytes, value_type=bytes, partitions=partitions)
         self.app.agent(topic, name="detect")(self._detect)
+
+    def not_ready(self) -> str:
+        """Why nothing is counted at the moment, or ""."""
+        if not self.ready.is_set():
+            return "what waits is not counted yet"
+        silent = boottime() - self._marked
+        if self._has_partitions and silent > SILENT_S:
+            return f"nothing was seen to be counted for {silent:.0f} s"
+        return ""
 
     def measures(self) -> Iterable[Measure]:
         """For `/metrics`."""
@@ -226,6 +238,7 @@ class Worker:
                 _log.warning("%s", error)
             else:
                 self.ready.set()
+                self._marked = boottime()
 
     async def _give_way(self, work: Iterator[None]) -> None:
         """Do what may take long, piece by piece, so that it is not taken for a freeze."""
