@@ -172,8 +172,8 @@ def test_foreign_hosts_and_origins(shop: Shop, operation: Operation) -> None:
         shop, {"x": 1} if operation.body else None, token=token,
         headers={"Origin": f"http://127.0.0.1:{port}", "Host": f"127.0.0.1:{port}"},
     )  # fmt: skip
-    wanted = 404 if "/none" in operation.path else 200
-    assert same.status in ((422,) if operation.body else (wanted, 405)), same.raw
+    wanted = {404} if "/none" in operation.path else {200, 429} if operation.name == "probe" else {200}
+    assert same.status in ({422} if operation.body else wanted), same.raw  # 429: there was a probe a moment ago
 
 
 def test_the_one_header_that_decides_must_be_there_once(shop: Shop) -> None:
