@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.e2e import checker, load
 from tests.e2e.outside import all_stored, answers, ask, decided_since, until
 from tests.servers import child_environment, freeze
@@ -42,19 +43,20 @@ class Program:
 
 @dataclass
 class Stack:
-    """Broker, ClickHouse, two enforcers, an archiver."""
+    """Brokers, ClickHouse, two enforcers, an archiver."""
 
     folder: Path
     kafka: settings.Kafka
     clickhouse: settings.ClickHouse
     ports: dict[str, int]
     programs: dict[str, Program]
+    brokers: tuple[str, ...]
     admin: str = field(default="", repr=False)
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
 
     def begin(self) -> None:
         """Everything runs, the agents of the load are enrolled."""
-        self.start("kafka", "clickhouse")
+        self.start(*self.brokers, "clickhouse")
         migrate(self.clickhouse)
         asyncio.run(provision.create_topics(self.kafka))
         self.admin, _, _ = new_token("bmo")
@@ -154,20 +156,29 @@ class Stack:
                 program.process.wait()
 
 
-def make(folder: Path) -> Stack:
-    ports = {name: kafka.free_port() for name in ("kafka", "clickhouse", *REPLICAS)}
-    node = kafka.Node(
-        folder / "kafka", java=java.find_java(), jars=jars.fetch(jars.cache_folder()), port=ports["kafka"],
-        users={kafka.SUPER_USER: secrets.token_hex(8)}, heap="256m",
-    )  # fmt: skip
-    node.prepare()
+def make(folder: Path, brokers: tuple[str, ...] = ("kafka",)) -> Stack:
+    """`brokers`: one, or three, which keep three copies of everything."""
+    ports = {name: kafka.free_port() for name in (*brokers, "clickhouse", *REPLICAS)}
+    common: dict[str, Any] = {
+        "java": java.find_java(), "jars": jars.fetch(jars.cache_folder()), "heap": "256m",
+        "users": {kafka.SUPER_USER: secrets.token_hex(8)},
+    }  # fmt: skip
+    if len(brokers) == 1:
+        nodes = [kafka.Node(folder / "kafka", port=ports[brokers[0]], **common)]
+    else:
+        nodes = kafka.cluster(folder / "kafka", [ports[name] for name in brokers], **common)
+    for node in nodes:
+        node.prepare()
     passwords = {"admin": secrets.token_urlsafe(16), "analyst": secrets.token_urlsafe(16)}
     write_users(folder / "users.json", {"admin": (passwords["admin"], False), "analyst": (passwords["analyst"], True)})
     clickhouse = settings.ClickHouse(
         clickhouse=f"http://127.0.0.1:{ports['clickhouse']}", clickhouse_password=passwords["admin"],
         clickhouse_reader_password=passwords["analyst"],
     )  # fmt: skip
-    kafka_settings = node.settings(topic_prefix="faults.", partitions=2)
+    kafka_settings = msgspec.structs.replace(
+        nodes[0].settings(topic_prefix="faults.", partitions=2, replication=len(nodes)),
+        kafka=",".join(f"127.0.0.1:{ports[name]}" for name in brokers),
+    )
     (folder / "policies").mkdir()
     (folder / "policies" / "faults.yaml").write_text(load.policy_of(AGENTS))
     env = {
@@ -180,7 +191,10 @@ def make(folder: Path) -> Stack:
     chdb = ["--path", str(folder / "chdb"), "--port", str(ports["clickhouse"]), "--users", str(folder / "users.json")]
     ours = [sys.executable, "-m"]
     programs = {
-        "kafka": Program(node.argv(), {}, node.log, lambda: _takes_clients(node)),
+        **{
+            name: Program(node.argv(), {}, node.log, partial(_takes_clients, node))
+            for name, node in zip(brokers, nodes, strict=True)
+        },
         "clickhouse": Program(
             [*ours, "banksman.local.chdb", *chdb],
             {},
@@ -195,7 +209,7 @@ def make(folder: Path) -> Stack:
         own = env | {"BANKSMAN_ENFORCER_PORT": str(ports[name])} | patience
         ready = partial(answers, f"http://127.0.0.1:{ports[name]}/readyz")
         programs[name] = Program([*ours, "banksman.enforcer"], own, folder / f"{name}.log", ready)
-    return Stack(folder, kafka_settings, clickhouse, ports, programs)
+    return Stack(folder, kafka_settings, clickhouse, ports, programs, brokers)
 
 
 def _takes_clients(node: kafka.Node) -> bool:
