@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.enforcer.conftest import environment_of
+from tests.processors.fake_slack import FakeSlack
+from tests.processors.notifying import Notifying
 from tests.publishing import publish
 from tests.servers import child_environment
 
@@ -138,6 +140,22 @@ def archive(
     yield made
     made.stop()
     assert not [p for p in made.running if p.returncode not in (0, -signal.SIGKILL)], "an archiver ended with an error"
+
+
+@pytest.fixture
+def slack() -> Iterator[FakeSlack]:
+    with FakeSlack() as made:
+        yield made
+
+
+@pytest.fixture
+def notifying(
+    kafka_settings: Kafka, secret: signing.Secret, secret_file: Path, tmp_path: Path, slack: FakeSlack
+) -> Iterator[Notifying]:
+    made = Notifying(kafka_settings, secret, secret_file, tmp_path, slack)
+    yield made
+    made.end()
+    assert not [p for p in made.running if p.returncode not in (0, -signal.SIGKILL)], "a notifier ended with an error"
 
 
 assert os.name == "posix"

@@ -16,9 +16,6 @@ from tests.processors.notifying import Notifying, finding
 from tests.processors.working import Floor, a_floor
 from tests.servers import Broker, ClickHouseServer
 
-from banksman import signing
-from banksman.settings import Kafka
-
 PORT = {"BANKSMAN_HEALTH_PORT": "0"}
 
 
@@ -86,25 +83,20 @@ def test_a_worker(floor: Floor) -> None:
     until(lambda: metrics(base)["banksman_processors_waiting_seconds", ()] == 0)
 
 
-async def test_a_notifier(kafka_settings: Kafka, secret: signing.Secret, secret_file: Path, tmp_path: Path) -> None:
-    with FakeSlack() as slack:
-        notifying = Notifying(kafka_settings, secret, secret_file, tmp_path, slack)
-        notifying.process(BANKSMAN_HEALTH_PORT="0")
-        try:
-            base = address(notifying.log(0))
-            until(lambda: ask(base, "GET", "/readyz").status == 200, 30)
-            await notifying.publish(finding())
-            await notifying.until(slack.parents)
-            found = until(lambda: (now := metrics(base))["banksman_notifier_pending", ()] == 0 and now)
-            is_documented(base, "notifier")
-            assert found["banksman_notifier_reigns", ()] == 1
-            assert found["banksman_notifier_incidents", ()] == 1
-            slack.away()
-            await notifying.publish(finding("loops/b/s"))
-            until(lambda: metrics(base)["banksman_notifier_waiting_seconds", ()] > 1, 30)
-            assert metrics(base)["banksman_notifier_pending", ()] == 1
-        finally:
-            notifying.end()
+async def test_a_notifier(notifying: Notifying, slack: FakeSlack) -> None:
+    notifying.process(BANKSMAN_HEALTH_PORT="0")
+    base = address(notifying.log(0))
+    until(lambda: ask(base, "GET", "/readyz").status == 200, 30)
+    await notifying.publish(finding())
+    await notifying.until(slack.parents)
+    found = until(lambda: (now := metrics(base))["banksman_notifier_pending", ()] == 0 and now)
+    is_documented(base, "notifier")
+    assert found["banksman_notifier_reigns", ()] == 1
+    assert found["banksman_notifier_incidents", ()] == 1
+    slack.away()
+    await notifying.publish(finding("loops/b/s"))
+    until(lambda: metrics(base)["banksman_notifier_waiting_seconds", ()] > 1, 30)
+    assert metrics(base)["banksman_notifier_pending", ()] == 1
 
 
 def test_a_port_that_is_taken_and_a_certificate_that_cannot_be_read_are_said_at_once(floor: Floor) -> None:

@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,22 +22,6 @@ from banksman.processors.notifier import slack as slack_module
 from banksman.processors.notifier import telling as telling_module
 from banksman.settings import Kafka
 from banksman.topics import Topic
-
-
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with FakeSlack() as made:
-        yield made
-
-
-@pytest.fixture
-def notifying(
-    kafka_settings: Kafka, secret: signing.Secret, secret_file: Path, tmp_path: Path, slack: FakeSlack
-) -> Iterator[Notifying]:
-    made = Notifying(kafka_settings, secret, secret_file, tmp_path, slack)
-    yield made
-    made.end()
-    assert not [p for p in made.running if p.returncode not in (0, -signal.SIGKILL)], "a notifier ended with an error"
 
 
 @pytest.fixture

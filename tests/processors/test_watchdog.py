@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -15,7 +15,7 @@ from tests.processors.fake_slack import FakeSlack
 from tests.processors.notifying import Notifying
 from tests.servers import PARTITIONS
 
-from banksman import bus, events, signing, stamps
+from banksman import bus, events, stamps
 from banksman.processors.notifier import slack as slack_module
 from banksman.processors.notifier import watchdog as watchdog_module
 from banksman.processors.notifier.incidents import Incidents
@@ -25,19 +25,6 @@ from banksman.settings import Kafka
 from banksman.topics import SPECS, Topic
 
 LATE_S = 1.5
-
-
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with FakeSlack() as made:
-        yield made
-
-
-@pytest.fixture
-def notifying(
-    kafka_settings: Kafka, secret: signing.Secret, secret_file: Path, tmp_path: Path, slack: FakeSlack
-) -> Notifying:
-    return Notifying(kafka_settings, secret, secret_file, tmp_path, slack)
 
 
 @pytest.fixture
@@ -52,6 +39,24 @@ def heartbeat(**changes: Any) -> events.Replica:
         "address": "http://127.0.0.1:7700", "applied": 0,
     }  # fmt: skip
     return events.Replica(**(fields | changes))
+
+
+@asynccontextmanager
+async def again_and_again(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Do it for as long as the body runs, each time to its end: a client that is cancelled while it starts stays open."""
+    over = asyncio.Event()
+
+    async def loop() -> None:
+        while not over.is_set():
+            await work()
+            await asyncio.sleep(0.1)  # between two
+
+    going = asyncio.create_task(loop())
+    try:
+        yield
+    finally:
+        over.set()
+        await going
 
 
 async def commit(kafka: Kafka, group: str, *topics: Topic) -> None:
@@ -92,43 +97,28 @@ async def test_services_that_stand_still_and_go_on(notifying: Notifying, slack: 
         assert "the processors have caught up" in slack.replies(processors)[0].text
         assert not slack.replies(archiver)
 
-        async def go_on() -> None:
-            while True:  # what it archives are the alerts about itself, too
-                await commit(notifying.kafka, ARCHIVER, *Topic.__members__.values())
-                await asyncio.sleep(0.1)
-
-        going = asyncio.create_task(go_on())
-        try:
+        # what it archives are the alerts about itself, too
+        async with again_and_again(lambda: commit(notifying.kafka, ARCHIVER, *Topic.__members__.values())):
             await notifying.until(lambda: slack.replies(archiver))
-        finally:
-            going.cancel()
-            await asyncio.gather(going, return_exceptions=True)
         assert "the archiver has caught up" in slack.replies(archiver)[0].text
     assert len(slack.parents()) == 2, "each is told once"
 
 
 async def test_no_enforcer_is_alive(notifying: Notifying, slack: FakeSlack, hurried: None) -> None:
-    async def beat() -> None:
-        while True:
-            await notifying.publish(heartbeat(), service="enforcer")
-            await asyncio.sleep(0.2)
+    def beat() -> Awaitable[None]:
+        return notifying.publish(heartbeat(), service="enforcer")
 
-    beating = asyncio.create_task(beat())
+    def told() -> Any:
+        return next((one for one in slack.parents() if "no enforcer has been alive" in one.words), None)
+
     async with notifying.here(late_s=LATE_S):
-        await notifying.until(lambda: any("audit log" in one.words for one in slack.parents()))
-        assert not [one for one in slack.parents() if "no enforcer" in one.words], "it lives"
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-
-        def told() -> Any:
-            return next((one for one in slack.parents() if "no enforcer has been alive" in one.words), None)
-
+        async with again_and_again(beat):
+            await notifying.until(lambda: any("audit log" in one.words for one in slack.parents()))
+            assert told() is None, "it lives"
         page = await notifying.until(told)
-        beating = asyncio.create_task(beat())
-        await notifying.until(lambda: slack.replies(page))
+        async with again_and_again(beat):
+            await notifying.until(lambda: slack.replies(page))
         assert "an enforcer is alive" in slack.replies(page)[0].text
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
 
 
 async def test_what_another_notifier_told_is_not_told_again(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 SURE_S = 3.0
+"""Beyond what makes a service late, that it has to be well for: looks and marks are a second apart."""
 AGAIN_S = 300.0
 """What goes on being wrong is written down again after so long, with what is known then."""
 DETECTOR = "watchdog"
