@@ -19,6 +19,7 @@ from aiokafka.partitioner import murmur2
 
 from banksman import fetched
 from banksman.errors import BrokerAway, Unavailable
+from banksman.failover import ready_for_failover
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -52,7 +53,7 @@ def producer(settings: Kafka) -> AIOKafkaProducer:
         max_batch_size=MAX_BATCH_BYTES,
         max_request_size=MAX_REQUEST_BYTES,
     )
-    calm(made.client)
+    ready_for_failover(made.client)
     return made
 
 
@@ -60,7 +61,7 @@ def consumer(settings: Kafka, *topics: str, **options: Any) -> AIOKafkaConsumer:
     """A consumer that commits nothing by itself, and that no record can stop. `options`: of aiokafka's. Not started."""
     fetched.hand_on()
     made = AIOKafkaConsumer(*topics, **settings.client(), enable_auto_commit=False, **options)
-    calm(made._client)  # noqa: SLF001 - as in `calm`
+    ready_for_failover(made._client)  # noqa: SLF001 - there is no public way to it
     return made
 
 
@@ -87,24 +88,6 @@ async def goodbye(closing: Coroutine[Any, Any, None]) -> None:
         task.cancel()
     elif not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("closing a Kafka client: %s: %s", type(error).__name__, error)
-
-
-def calm(client: Any) -> None:
-    """Keep an aiokafka client (0.14) from spinning while no broker answers.
-
-    When a partition has no leader, its fetcher and its sender ask for metadata again and again; each try fails at once
-    where the connection is refused, and nothing in the loop waits: 10,000 tries a second, and the event loop starves. So a
-    failed try takes as long as the client's own back-off.
-    """
-    once = client._metadata_update  # noqa: SLF001 - there is no public place to wait in
-
-    async def update(*arguments: Any) -> bool:
-        found: bool = await once(*arguments)
-        if not found:
-            await asyncio.sleep(0.1)
-        return found
-
-    client._metadata_update = update  # noqa: SLF001 - as above
 
 
 class Waiter(Protocol):

@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from banksman import bus
+from banksman.failover import ready_for_failover
 from banksman.stamps import boottime
 from banksman.topics import ARCHIVED, Topic
 from banksman.waiting import Waiting
@@ -88,7 +89,7 @@ class Progress:
             self._consumer = await _started(bus.consumer(self._kafka))
         if self._admin is None:
             admin = AIOKafkaAdminClient(**self._kafka.client())
-            bus.calm(admin._client)  # noqa: SLF001 - as in `bus.calm`
+            ready_for_failover(admin._client)  # noqa: SLF001 - there is no public way to it
             self._admin = await _started(admin)
         full = {self._kafka.topic(topic): topic.value for topic in (*ARCHIVED, Topic.DEAD)}
         places = [

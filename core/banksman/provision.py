@@ -12,6 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, NodeNotReadyError, TopicAlreadyExistsError, for_code
 
 from banksman.errors import BadDeployment, BrokerAway
+from banksman.failover import ready_for_failover
 from banksman.topics import SPECS, Topic
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ async def connect_admin(settings: Kafka, *, patience: float = PATIENCE_S) -> AIO
     until = time.monotonic() + patience
     while True:
         admin = AIOKafkaAdminClient(**settings.client())
+        ready_for_failover(admin._client)  # noqa: SLF001 - there is no public way to it
         try:
             await admin.start()
         except (KafkaError, OSError) as error:

@@ -20,8 +20,8 @@ from tests.e2e.stack import REPLICAS, Stack, make
 from tests.e2e.test_faults import ROUNDS, SEED
 
 BROKERS = ("kafka-1", "kafka-2", "kafka-3")
-FAILOVER_S = 30
-"""Within so long both replicas answer again, one broker being away. It takes 3 to 5 s where it was killed, 3 to 17 s where it
+FAILOVER_S = 15
+"""Within so long both replicas answer again, one broker being away. It takes 2 to 6 s on two cores, whether it was killed or
 stands still and its connections stay open.
 """
 
