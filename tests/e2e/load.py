@@ -5,7 +5,9 @@ whether it may, tells what came of it, one request after another. A request that
 as documented: the same id, the same body, after `Retry-After`, to the next replica. Before a request leaves, and before the
 next one does, a line stands in the journal (JSON lines):
 
-    {"what": "asked", "id", "agent", "session", "body", "expected", "replica", "sent"}      a question, at its first try
+    {"what": "asked", "id", "agent", "session", "body", "expected", "replica", "sent"}      a question, at its first try;
+                                                                                     expected None: it depends on others
+    {"what": "acted", "id", "agent", "act", …, "replica", "sent"}                            what an operator does, likewise
     {"what": "told", "id", "agent", "session", "events", "replica", "sent"}                  a batch of events, likewise
     {"what": "answer", "id", "agent", "try", "replica", "sent", "received", "status", "body"}
     {"what": "silence", "id", "agent", "try", "replica", "sent", "received", "error"}        nothing came, or too late
@@ -28,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,17 +136,31 @@ class Load:
         self.replicas, self.pause = replicas, pause
         self.journal, self.tally, self.stopping = Journal(journal), Tally(), threading.Event()
         chance = random.Random(seed)
-        self._workers = []
+        self._workers: list[threading.Thread] = []
+        self._broken: list[BaseException] = []
         for agent, token in agents.items():
             for number in range(2):
                 way = itertools.cycle(chance.sample(list(replicas), len(replicas)))
-                client = _Client(self, agent, token, way, IMPATIENT_S)
+                client = Client(self, agent, token, way, IMPATIENT_S)
                 worker = _Worker(self, client, f"{agent}-roams-{number}", random.Random(chance.random()))
-                self._workers.append(threading.Thread(target=worker.run, args=(worker.tell_and_ask,), daemon=True))
+                self.join(partial(worker.run, worker.tell_and_ask))
             for replica in replicas:
-                client = _Client(self, agent, token, itertools.repeat(replica), PATIENT_S)
+                client = Client(self, agent, token, itertools.repeat(replica), PATIENT_S)
                 worker = _Worker(self, client, f"{agent}-{replica}", random.Random(chance.random()))
-                self._workers.append(threading.Thread(target=worker.run, args=(worker.ask,), daemon=True))
+                self.join(partial(worker.run, worker.ask))
+
+    def join(self, actor: Callable[[], None]) -> None:
+        """Before the start: one more who goes on, in a thread of its own, until `stopping` is set. What it dies of is raised
+        when the load ends.
+        """
+
+        def run() -> None:
+            try:
+                actor()
+            except BaseException as error:  # noqa: BLE001 - raised by whoever ends the load
+                self._broken.append(error)
+
+        self._workers.append(threading.Thread(target=run, daemon=True))
 
     def __enter__(self) -> Self:
         for worker in self._workers:
@@ -155,21 +172,30 @@ class Load:
         for worker in self._workers:
             worker.join()  # ends: see LAST_TRY_S
         self.journal.close()
+        if self._broken:
+            raise self._broken[0]
 
 
-class _Client:
+class Client:
     """One session's connection. `way`: the replicas in the order in which they are tried, for ever."""
 
-    def __init__(self, load: Load, agent: str, token: str, way: Iterator[str], limit: float) -> None:
+    def __init__(
+        self, load: Load, agent: str, token: str, way: Iterator[str], limit: float = IMPATIENT_S
+    ) -> None:  # fmt: skip
         self.agent, self._load, self._way, self._limit = agent, load, way, limit
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._at = next(way)
         self._connection: http.client.HTTPConnection | None = None
 
     def send(self, path: str, what: str, id_: str, raw: bytes, **said: Any) -> str | None:
-        """Send the same again until the answer is not "later" -> the replica of a 200, or None.
+        """The replica of a 200, or None. As `answer`."""
+        where, status, _ = self.answer(path, what, id_, raw, **said)
+        return where if status == 200 else None
 
-        Long after the stop it gives up; the journal shows a question without an answer then.
+    def answer(self, path: str, what: str, id_: str, raw: bytes, **said: Any) -> tuple[str, int, Any]:
+        """Send the same again until the answer is not "later" -> (replica, status, body).
+
+        Long after the stop it gives up with status 0; the journal shows a question without an answer then.
         """
         give_up = float("inf")
         for attempt in itertools.count(1):
@@ -186,14 +212,14 @@ class _Client:
             else:
                 self._load.journal.write("answer", **about, received=time.time(), status=status, body=answer)
                 if status not in (429, 503):
-                    return where if status == 200 else None
+                    return where, status, answer
                 pause = retry_after
             self.close()
             self._at = next(self._way)
             if self._load.stopping.is_set():
                 give_up = min(give_up, time.monotonic() + LAST_TRY_S)
                 if time.monotonic() >= give_up:
-                    return None
+                    return where, 0, None
             time.sleep(pause)  # Retry-After
         raise AssertionError
 
@@ -212,12 +238,43 @@ class _Client:
             self._connection = None
 
 
-class _Worker:
-    """One session."""
+class Session:
+    """One session of an agent, through one client."""
 
-    def __init__(self, load: Load, client: _Client, session: str, chance: random.Random) -> None:
-        self._load, self._client, self._session, self._chance = load, client, session, chance
+    def __init__(self, client: Client, name: str) -> None:
+        self.name, self._client = name, client
         self._seq, self._last = 0, 0
+
+    def ask(self, operation: dict[str, Any], *, expected: str | None = None, **more: Any) -> tuple[str, Any]:
+        """A question, asked until it is answered -> (the replica, the answer; None when it was given up)."""
+        question = {"id": str(uuid.uuid4()), "session": self.name, **operation, **more}
+        said = {"session": self.name, "body": question, "expected": expected}
+        raw = json.dumps(question).encode()
+        replica, status, body = self._client.answer("/v1/decide", "asked", question["id"], raw, **said)
+        return replica, body if status == 200 else None
+
+    def tell(self, *events: dict[str, Any]) -> bool:
+        """What happened, told until it is taken."""
+        said = {"session": self.name, "events": events}
+        return bool(self._client.send("/v1/events", "told", str(uuid.uuid4()), json.dumps(events).encode(), **said))
+
+    def event(self, kind: str, **more: Any) -> dict[str, Any]:
+        """An event that is the next of the session."""
+        self._seq += 1
+        self._last = max(self._last + 1, time.time_ns() // 1000)  # microseconds, never twice the same in a session
+        moment = datetime.fromtimestamp(self._last // 1_000_000, UTC)
+        return {
+            "id": _uuid7(self._last // 1000), "kind": kind, "session": self.name, "seq": self._seq,
+            "time": f"{moment:%Y-%m-%dT%H:%M:%S}.{self._last % 1_000_000:06d}Z", "source": f"load/1#{self.name}", **more,
+        }  # fmt: skip
+
+
+class _Worker:
+    """One session that goes on for as long as the load."""
+
+    def __init__(self, load: Load, client: Client, session: str, chance: random.Random) -> None:
+        self._load, self._client, self._chance = load, client, chance
+        self._session = Session(client, session)
 
     def run(self, step: Callable[[], None]) -> None:
         """One step after another until the load stops."""
@@ -230,40 +287,26 @@ class _Worker:
         """A call, the question whether it may be, and what came of it."""
         expected, operation = self._chance.choice(OPERATIONS)
         notes = self._notes()
-        call = self._event("tool.call", **operation)
-        self._tell([*notes, call])
+        call = self._session.event("tool.call", **operation)
+        self._session.tell(*notes, call)
         self._ask(expected, operation, call=call["id"])
         notes = self._notes(call=call["id"])
-        result = self._event("tool.result", call=call["id"], parent=call["id"], status="ok", duration_ms=1.5)
-        self._tell([*notes, result])
+        result = self._session.event("tool.result", call=call["id"], parent=call["id"], status="ok", duration_ms=1.5)
+        self._session.tell(*notes, result)
 
     def ask(self) -> None:
         """A question alone."""
         self._ask(*self._chance.choice(OPERATIONS))
 
     def _ask(self, expected: str, operation: dict[str, Any], **more: str) -> None:
-        question = {"id": str(uuid.uuid4()), "session": self._session, **operation, **more}
-        said = {"session": self._session, "body": question, "expected": expected}
+        again = {"id": str(uuid.uuid4())} | more
         for _ in range(1 + (self._chance.random() < 0.1)):  # now and then the same question a second time
-            replica = self._client.send("/v1/decide", "asked", question["id"], json.dumps(question).encode(), **said)
-            if replica:
+            replica, answer = self._session.ask(operation, expected=expected, **again)
+            if answer is not None:
                 self._load.tally.add(replica)
 
-    def _tell(self, events: list[dict[str, Any]]) -> None:
-        said = {"session": self._session, "events": events}
-        self._client.send("/v1/events", "told", str(uuid.uuid4()), json.dumps(events).encode(), **said)
-
     def _notes(self, **more: Any) -> list[dict[str, Any]]:
-        return [self._event("note", text=f"note {n}", **more) for n in range(self._chance.randrange(4))]
-
-    def _event(self, kind: str, **more: Any) -> dict[str, Any]:
-        self._seq += 1
-        self._last = max(self._last + 1, time.time_ns() // 1000)  # microseconds, never twice the same in a session
-        moment = datetime.fromtimestamp(self._last // 1_000_000, UTC)
-        return {
-            "id": _uuid7(self._last // 1000), "kind": kind, "session": self._session, "seq": self._seq,
-            "time": f"{moment:%Y-%m-%dT%H:%M:%S}.{self._last % 1_000_000:06d}Z", "source": f"load/1#{self._session}", **more,
-        }  # fmt: skip
+        return [self._session.event("note", text=f"note {n}", **more) for n in range(self._chance.randrange(4))]
 
 
 def _uuid7(ms: int) -> str:
@@ -271,12 +314,3 @@ def _uuid7(ms: int) -> str:
     chance = int.from_bytes(os.urandom(10), "big")
     number = ms << 80 | 7 << 76 | (chance >> 68 & 0xFFF) << 64 | 2 << 62 | chance & (1 << 62) - 1
     return str(uuid.UUID(int=number))
-
-
-def enrol(post: Callable[[str, dict[str, Any]], dict[str, Any]], agents: Iterable[str]) -> dict[str, str]:
-    """`post(path, body)` as an admin -> each agent's token (the part of its credential that goes over the wire)."""
-    made = {}
-    for agent in agents:
-        answer = post("/v1/agents", {"agent": agent, "project": PROJECT, "owner": "ann@acme.example"})
-        made[agent] = answer["token"].partition(".")[0]
-    return made

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +23,7 @@ class Run(NamedTuple):
     journal: Lines
     shown: Shown
 
-    def kinds(self) -> Counter[Kind]:
+    def kinds(self) -> Counter[StrEnum]:
         return Counter(fault.kind for fault in judge(self.journal, self.shown).faults)
 
     def rows(self, kind: str) -> list[Row]:

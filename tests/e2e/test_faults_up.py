@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.e2e import checker
-from tests.e2e.load import Load, enrol, policy_of, read_journal
+from tests.e2e.load import PROJECT, Load, policy_of, read_journal
 from tests.e2e.outside import all_stored, ask, until
 from tests.e2e.test_faults import ROUNDS, SEED
 from tests.running_up import Up, gone
@@ -88,7 +88,10 @@ def test_whatever_is_killed_up_included_all_that_was_answered_is_there_once(up: 
 
     print(f"FAULTS_SEED={SEED}")
     journal, chance = tmp_path / "journal.jsonl", random.Random(SEED)
-    tokens = enrol(post, AGENTS)
+    made = {
+        agent: post("/v1/agents", {"agent": agent, "project": PROJECT, "owner": "ann@acme.example"}) for agent in AGENTS
+    }
+    tokens = {agent: answer["token"].partition(".")[0] for agent, answer in made.items()}
     with Load({"enforcer": ("127.0.0.1", up.ports["enforcer"])}, tokens, journal, seed=SEED, pause=0.03) as load:
         for victim in [name for _ in range(ROUNDS) for name in chance.sample(FAULTS, len(FAULTS))]:
             load.tally.wait(chance.randrange(20, 120))

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from tests.e2e import checker
 from tests.e2e.load import Load, read_journal
-from tests.e2e.stack import REPLICAS, Stack, make
+from tests.e2e.stack import REPLICAS, Shape, Stack, make
 from tests.e2e.test_faults import ROUNDS, SEED
 
-BROKERS = ("kafka-1", "kafka-2", "kafka-3")
+THREE = Shape(brokers=3)
 FAILOVER_S = 15
 """Within so long both replicas answer again, one broker being away. It takes 2 to 6 s on two cores, whether it was killed or
 stands still and its connections stay open.
@@ -28,7 +28,7 @@ stands still and its connections stay open.
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    made = make(tmp_path, BROKERS)
+    made = make(tmp_path, THREE)
     try:
         made.begin()
         yield made
@@ -44,7 +44,7 @@ def test_any_one_of_three_brokers_may_go(stack: Stack, tmp_path: Path) -> None:
     chance, journal = random.Random(SEED), tmp_path / "journal.jsonl"
     with Load(stack.replicas(), stack.tokens, journal, seed=SEED, pause=0.03) as load:
         for _ in range(ROUNDS):
-            steps = [(what, broker) for what in ("kill", "freeze") for broker in BROKERS]
+            steps = [(what, broker) for what in ("kill", "freeze") for broker in THREE.names("brokers")]
             for what, broker in chance.sample(steps, len(steps)):
                 load.tally.wait(chance.randrange(20, 80))
                 if what == "kill":

@@ -16,7 +16,7 @@ import pytest
 from aiokafka.protocol.admin import CreateAclsRequest
 from tests.enforcer.conftest import Desk, Shop, shop, until
 from tests.producers.conftest import Agent
-from tests.producers.proxy import Proxy
+from tests.proxy import Proxy
 from tests.servers import Broker
 
 from banksman import bus, provision, settings

@@ -1,30 +1,39 @@
-"""A TCP proxy between an emitter and a server: cuts, swallows answers, refuses, at moments that a test chooses."""
+"""A TCP proxy between a client and a server: cuts, swallows answers, refuses, slows, says nothing, when a test wants it."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Self
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to `port`."""
+    """Listens on a port of its own, which `at` may name, and passes everything on to `port`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, at: int = 0) -> None:
         self._to = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server(("127.0.0.1", at))
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._away = False
         self.on_answer: Callable[[bytes], bytes | None] = lambda data: data
         """What becomes of bytes that come back: themselves, or None, which cuts the connection instead."""
         self.answers = 0
+        self.delay = 0.0
+        """Seconds that every piece of what passes is kept, in both directions."""
+        self._passes = threading.Event()
+        self._passes.set()
+
+    @property
+    def port(self) -> int:
+        return int(self._listening.getsockname()[1])
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -34,6 +43,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        self.speak()
         self.cut()
 
     def away(self) -> None:
@@ -43,6 +53,14 @@ class Proxy:
 
     def back(self) -> None:
         self._away = False
+
+    def silence(self) -> None:
+        """From now on connections are open, and nothing comes through, as behind a firewall that drops."""
+        self._passes.clear()
+
+    def speak(self) -> None:
+        """What was kept back goes on, and all that follows."""
+        self._passes.set()
 
     def cut(self) -> None:
         """Cut what is open."""
@@ -81,6 +99,9 @@ class Proxy:
                     if passed is None:
                         break
                     data = passed
+                if self.delay:
+                    time.sleep(self.delay)  # this is what is slow
+                self._passes.wait()
                 sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):
