@@ -353,9 +353,14 @@ class ClickHouse:
             return [json.loads(line) for line in answer.read().splitlines()]
 
 
+def rows_of(clickhouse: ClickHouse) -> list[Row]:
+    """Every row that is no control."""
+    return clickhouse.ask(f"SELECT {', '.join(COLUMNS)} FROM @events WHERE topic != 'control'")
+
+
 def read(clickhouse: ClickHouse, ends: dict[tuple[str, int], int] | None = None) -> Shown:
     """All of it."""
-    rows = clickhouse.ask(f"SELECT {', '.join(COLUMNS)} FROM @events WHERE topic != 'control'")
+    rows = rows_of(clickhouse)
     view = clickhouse.ask(
         "SELECT agent, id, count() AS n FROM @decisions(since = '1970-01-01 00:00:00') GROUP BY agent, id"
     )

@@ -24,10 +24,6 @@ ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "1"))
 LEASE_S = 1.5
 
 FAULTS = (
-    ("kill", ("enforcer-1",)),
-    ("kill", ("archiver",)),
-    ("kill", ("clickhouse",)),
-    ("kill", ("kafka",)),
     ("kill", ("kafka", "clickhouse", "archiver", *REPLICAS)),
     ("freeze", ("enforcer-2",)),
     ("freeze", ("kafka",)),

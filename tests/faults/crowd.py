@@ -42,7 +42,8 @@ AGENTS = {
     "emits-http": "emits", "emits-kafka": "emits",
 }  # fmt: skip
 EMITTERS = ("emits-http", "emits-kafka")
-USES, REPEATS, EDIT_S, LOOP_S, SPEND_S, STOP_S = 4, 6, 0.5, 1.5, 0.1, 0.1
+USES, REPEATS = 4, 6
+EDIT_S, LOOP_S, SPEND_S, STOP_S = 0.5, 2.0, 0.1, 0.5
 
 _CROWD = """\
 project: crowd
@@ -235,5 +236,10 @@ class Crowd:
             for name, value in self._stack.env.items()
             if name.startswith(("BANKSMAN_KAFKA", "BANKSMAN_TOPIC"))
         }
-        argv = [sys.executable, "-m", "tests.faults.emitting", agent, str(journal)]
-        return Program(argv, kafka | own, self._stack.folder / f"{agent}.log", lambda: True)
+        pid = self._stack.folder / f"{agent}.pid"
+        argv = [sys.executable, "-m", "tests.faults.emitting", agent, str(journal), str(pid)]
+
+        def ready() -> bool:
+            return pid.exists() and pid.read_text() == str(self._stack.process(agent).pid)
+
+        return Program(argv, kafka | own, self._stack.folder / f"{agent}.log", ready)

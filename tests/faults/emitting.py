@@ -5,6 +5,7 @@ python -m tests.faults.emitting AGENT JOURNAL           settings: BANKSMAN_*, as
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from tests.e2e.load import Journal
 
 from banksman.producers import Emitter
 
-EVENTS, PAUSE_S, FLUSH_S = 10, 0.02, 90.0
+EVENTS, PAUSE_S, FLUSH_S = 200, 0.02, 90.0
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
     agent, journal = sys.argv[1], Journal(Path(sys.argv[2]))
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    Path(sys.argv[3]).write_text(str(os.getpid()))  # from here on it ends when it is asked to
     emitter, open_ids = Emitter.from_settings(), []
     while not ended.is_set():
         with emitter.session() as session:

@@ -28,7 +28,7 @@ from banksman.topics import Topic
 KINDS = (*checker.Kind, *judge.Kind)
 QUIET_S = 90.0
 """So long after the last fault everything may take to be counted and told."""
-BACK_S = 60.0
+BACK_S, ENDS_S = 60.0, 30.0
 DUPLICATES = 40
 SLACK = (
     fake_slack.limited(1), fake_slack.fails(500), fake_slack.fails(500, accepted=True), fake_slack.drops(accepted=True),
@@ -82,6 +82,11 @@ def schedule(shape: Shape, names: tuple[str, ...], chance: random.Random, *, ful
     ]
 
 
+def rolling(names: tuple[str, ...], chance: random.Random) -> list[Step]:
+    """Each is asked to end, and started again when it has, one after the other, as for a new version."""
+    return [Step("restart", (name,), chance.randrange(20, 60), 0.0) for name in names]
+
+
 class Run:
     """`with Run(...) as run: outcome = run.through(steps)`."""
 
@@ -90,6 +95,7 @@ class Run:
         self._journal = folder / "journal.jsonl"
         self._slack = fake_slack.FakeSlack()
         self._shape, self._steps = shape, Counter[str]()
+        self.ended_by_themselves = Counter[str]()
 
     def __enter__(self) -> Self:
         self._slack.__enter__()
@@ -133,7 +139,14 @@ class Run:
     def _do(self, step: Step, load: Load) -> None:
         began, name = time.time(), step.whom[0]
         getattr(self, f"_{step.what}")(step, load)
+        self._supervise()
         load.journal.write("away", who=name, **{"from": began, "to": time.time()})
+
+    def _supervise(self) -> None:
+        """Whoever ended by itself (a worker that stood still for longer than its session does) is started again."""
+        ended = [name for name in self.stack.programs if self.stack.process(name).poll() is not None]
+        self.ended_by_themselves.update(name.partition("-")[0] for name in ended)
+        self.stack.start(*ended)
 
     # ── what is done ──
 
@@ -143,6 +156,13 @@ class Run:
                 load.journal.write("killed", name=name, at=time.time())
         self.stack.kill(*step.whom)
         time.sleep(step.seconds)  # so long it is away
+        self.stack.start(*step.whom)
+
+    def _restart(self, step: Step, _load: Load) -> None:
+        for name in step.whom:
+            self.stack.process(name).terminate()
+            ended = self.stack.process(name).wait(ENDS_S)
+            assert ended in (0, 143), f"{name} ended with {ended}"  # 143: a broker's own way to end at SIGTERM
         self.stack.start(*step.whom)
 
     def _freeze(self, step: Step, load: Load) -> None:
@@ -203,6 +223,7 @@ class Run:
 
     def _quiet(self) -> None:
         """Return when everything that was promised has been sent, stored, counted and told, or the time for it is over."""
+        self._supervise()
         for name in EMITTERS:
             process = self.stack.process(name)
             process.terminate()
@@ -210,27 +231,28 @@ class Run:
             assert ended == 0, f"{name} ended with {ended}: {self.stack.programs[name].log.read_text()[-2000:]}"
         self.ends = self.stack.settled()
         end = time.monotonic() + QUIET_S
-        while judge.judge(self._world()) and time.monotonic() < end:
+        while judge.judge(self._world(checker.rows_of(self.stack.reading()))) and time.monotonic() < end:
             time.sleep(1.0)  # between two looks
         self.ends = self.stack.settled()  # what was told meanwhile, too
 
-    def _world(self) -> judge.World:
-        self.shown = checker.read(self.stack.reading(), self.ends)
-        once = {(row["topic"], row["partition"], row["offset"]): row for row in self.shown.rows}
+    def _world(self, rows: list[checker.Row]) -> judge.World:
+        once = {(row["topic"], row["partition"], row["offset"]): row for row in rows}
         messages = [message.payload for message in self._slack.parents()]
         return judge.World(read_journal(self._journal), [once[place] for place in sorted(once)], messages)
 
     def _outcome(self) -> Outcome:
-        world = self._world()
-        verdict = checker.judge(world.journal, self.shown)
+        shown = checker.read(self.stack.reading(), self.ends)
+        world = self._world(shown.rows)
+        verdict = checker.judge(world.journal, shown)
         answered = sorted(
             line["received"] for line in world.journal if line["what"] == "answer" and line["status"] == 200
         )
         longest = max((after - before for before, after in itertools.pairwise(answered)), default=0.0)
         faults = [*verdict.faults, *judge.judge(world)]
+        counts = verdict.counts | judge.counts(world) | {"ended by themselves": self.ended_by_themselves.total()}
         if faults:  # for whoever looks for the reason
             (self._folder / "seen.json").write_text(json.dumps({"rows": world.rows, "messages": world.messages}))
-        return Outcome(self._seed, self._steps, faults, verdict.counts | judge.counts(world), longest)
+        return Outcome(self._seed, self._steps, faults, counts, longest)
 
 
 def _small(folder: Path) -> bool:
