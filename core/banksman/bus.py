@@ -19,7 +19,7 @@ from aiokafka.partitioner import murmur2
 
 from banksman import fetched
 from banksman.errors import BrokerAway, Unavailable
-from banksman.failover import ready_for_failover
+from banksman.failover import never_out_of_order, ready_for_failover
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -54,6 +54,7 @@ def producer(settings: Kafka) -> AIOKafkaProducer:
         max_request_size=MAX_REQUEST_BYTES,
     )
     ready_for_failover(made.client)
+    never_out_of_order(made)
     return made
 
 

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict
 from typing import Any
 
 from aiokafka.conn import CloseReason
+from aiokafka.producer.transaction_manager import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, PidAndEpoch
 
 HEDGE_S = 0.5
 """So long one broker may keep a question for metadata to itself."""
@@ -86,3 +88,33 @@ def _leave_unlisted(client: Any) -> None:
     for (node, _), connection in list(client._conns.items()):  # noqa: SLF001
         if node != "bootstrap" and node not in listed and connection.connected():
             connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+
+
+def never_out_of_order(producer: Any) -> None:
+    """Make an idempotent `AIOKafkaProducer` that was not started yet go on after a batch that failed for good.
+
+    A batch takes its numbers when it is sent for the first time. Where it fails for good, the log never has them, and all that
+    the producer sends to the partition afterwards is refused as out of order, for ever. So
+
+    * a batch whose partition has no leader waits for one; aiokafka takes numbers for it and gives it up after its time-out.
+      Whoever published it has a deadline of their own;
+    * whoever had a batch refused (too large, not allowed) goes on as a new producer, whose numbers begin with 0. What is in
+      flight keeps the numbers that it has. (Java's producer does the same under the next epoch: KIP-360.)
+    """
+    accumulator, manager = producer._message_accumulator, producer._txn_manager  # noqa: SLF001
+    pop = accumulator._pop_batch  # noqa: SLF001
+
+    def popped(where: Any) -> Any:
+        batch = pop(where)
+        if not batch.future.done():
+            batch.future.add_done_callback(ended)
+        return batch
+
+    def ended(future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is not None:
+            manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
+            manager._sequence_numbers.clear()  # noqa: SLF001
+            manager._pid_waiter = future.get_loop().create_future()  # noqa: SLF001
+
+    accumulator._batch_ttl = math.inf  # noqa: SLF001
+    accumulator._pop_batch = popped  # noqa: SLF001

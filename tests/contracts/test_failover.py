@@ -14,6 +14,7 @@ from tests.contracts.conftest import Bus
 from tests.contracts.test_bus import NO_HEADERS
 
 from banksman import bus, failover
+from banksman.errors import BrokerAway
 from banksman.topics import Topic
 
 SILENT = 99
@@ -114,3 +115,44 @@ async def test_when_nobody_can_be_reached_each_try_takes_as_long_as_a_pause(bus_
     assert time.monotonic() - began >= 5 * failover.PAUSE_S * 0.9
     assert tries == 5
     await producer.stop()
+
+
+# ── what a producer numbers ──
+
+
+async def test_a_batch_whose_partition_has_no_leader_for_long_lands_when_it_has_one(bus_place: Bus) -> None:
+    """Two of three brokers away look so. Whoever published it was told after its deadline, and what comes next is taken."""
+    producer = bus.producer(bus_place.settings)
+    await producer.start()
+    try:
+        producer._message_accumulator._batch_ttl = min(producer._message_accumulator._batch_ttl, 0.5)
+        to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=3.0)
+        assert await to.put(0, b"k", b"before", NO_HEADERS) == 0
+        cluster, landed = producer.client.cluster, list[int]()
+        leader_of, cluster.leader_for_partition = cluster.leader_for_partition, lambda _: -1
+        with pytest.raises(BrokerAway):
+            await to.put(0, b"k", b"meanwhile", NO_HEADERS, landed.append)
+        cluster.leader_for_partition = leader_of
+        assert await to.put(0, b"k", b"after", NO_HEADERS) in (1, 2)
+        await to.flush()
+        assert landed in ([1], [-1])
+    finally:
+        await producer.stop()
+
+
+async def test_after_a_batch_that_is_refused_the_next_is_taken(bus_place: Bus) -> None:
+    """Of each partition, in order, each once; also what is in flight to another partition."""
+    producer = bus.producer(bus_place.settings)
+    await producer.start()
+    try:
+        to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=10)
+        offsets = []
+        for round_ in range(3):
+            offsets.append(await to.put(0, b"k", b"%d" % round_, NO_HEADERS))
+            others = [to.put(1, b"k", b"%d" % n, NO_HEADERS) for n in range(100)]
+            with pytest.raises(BrokerAway, match="MessageSizeTooLarge"):
+                await to.put(0, b"k", bytes(4 << 20), NO_HEADERS)
+            assert await asyncio.gather(*others) == list(range(100 * round_, 100 * round_ + 100))
+        assert offsets == [0, 1, 2]
+    finally:
+        await producer.stop()
