@@ -226,11 +226,12 @@ def emitters(world: World) -> Iterator[Fault]:
 def _incidents(world: World) -> dict[str, Row]:
     """The id of the first finding of each incident that a person has to be told of -> its row.
 
-    Findings of one fingerprint are one incident until one of them says that it is over.
+    Findings of one fingerprint are one incident until one of them says that it is over. If all are `info`, a log is told.
     """
     open_: dict[str, str] = {}
     found: dict[str, Row] = {}
     known: set[str] = set()
+    graver: set[str] = set()
     findings = (row for row in world.rows if (row["topic"], row["kind"]) == ("alerts", "finding") and row["verified"])
     for row in sorted(findings, key=lambda row: row["offset"]):
         told = json.loads(row["raw"])
@@ -239,10 +240,12 @@ def _incidents(world: World) -> dict[str, Row]:
         known.add(row["id"])
         if told.get("over"):
             open_.pop(told["fingerprint"], None)
-        elif told["fingerprint"] not in open_:
-            open_[told["fingerprint"]] = row["id"]
-            found[row["id"]] = row
-    return found
+            continue
+        incident = open_.setdefault(told["fingerprint"], row["id"])
+        found.setdefault(incident, row)
+        if told["severity"] != "info":
+            graver.add(incident)
+    return {incident: row for incident, row in found.items() if incident in graver}
 
 
 def alerts(world: World) -> Iterator[Fault]:

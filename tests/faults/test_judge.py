@@ -117,7 +117,9 @@ def faultless() -> Making:
     made.finding("loops/1", over=True)
     made.told(first)
     made.told(made.finding("loops/1"))  # another incident
-    among = made.finding("loops/2")
+    made.finding("clocks/1", detector="clock_skew", severity="info")  # told in a log
+    among = made.finding("loops/2", severity="info")
+    made.finding("loops/2")  # it grew worse
     made.messages.append({"incident": "x", "step": "digest", "incidents": f"{among['id'][-12:]}2,{'0' * 12}1"})
     return made
 

@@ -76,17 +76,19 @@ def row(record: Any, received_ms: int, topic: Topic, full_topic: str, verifier: 
     made |= {
         "received": received_ms, "time": (kept.days * 86400 + kept.seconds) * 1_000_000 + kept.microseconds, "id": event.id,
         "kind": kind, "verified": verified, "author": str(author) if author else "", "replay": replay, "priced": priced,
-        "late": "" if replay else late(moment, received_ms, headers.get("banksman-sent")), "topic": topic.value,
+        "late": "" if replay else late(topic, moment, received_ms, headers.get("banksman-sent")), "topic": topic.value,
         "partition": 3, "offset": record.offset, "raw": record.value,
         "cost_usd": None if cost is None else round(min(cost, 999_999_999.0) * 1e9),
     }  # fmt: skip
     return {name: value for name, value in made.items() if value is not None and value != ""}
 
 
-def late(moment: datetime, received_ms: int, sent: bytes | None) -> str:
+def late(topic: Topic, moment: datetime, received_ms: int, sent: bytes | None) -> str:
     received = datetime.fromtimestamp(received_ms / 1000, UTC)
     if abs((moment - received).total_seconds()) <= 120:
         return ""
+    if topic in (Topic.ALERTS, Topic.LIMITS):
+        return "late"
     try:
         then = datetime.fromisoformat((sent or b"").decode())
         then = then if then.tzinfo else then.replace(tzinfo=UTC)

@@ -159,6 +159,22 @@ def test_late_is_not_skew(archive: Archive) -> None:
     ]
 
 
+def test_a_finding_of_what_was_long_ago_says_nothing_of_a_clock(archive: Archive) -> None:
+    """A worker that catches up tells of what happened then; its own clock is right, and so is the agent's."""
+    finding = {
+        "v": 1, "id": stamps.uuid7(), "time": "2026-01-01T00:00:00.000000Z", "kind": "finding", "source": "processors#1",
+        "project": "p", "agent": "a", "detector": "loops", "severity": "warn", "title": "t", "fingerprint": "loops/a",
+    }  # fmt: skip
+    told = archive.signed(Topic.ALERTS, b"loops/a", finding, signing.service_signer(archive.secret, "processors"))
+    archive.publish(told, (*archive.action(text="unsigned")[:3], []))
+    archive.start()
+    archive.until(lambda: len(alerts(archive)) == 2)
+    assert set(alerts(archive)) == {"loops", "forged"}
+    assert archive.ask("SELECT late, verified FROM @events WHERE detector = 'loops'") == [
+        {"late": "late", "verified": True}
+    ]
+
+
 def test_replayed_history_is_marked_and_not_live(archive: Archive) -> None:
     event = json.loads(archive.action(agent="r", time="2026-01-01T00:00:00.000000Z")[2])
     value = json.dumps(event).encode()

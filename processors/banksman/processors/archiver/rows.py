@@ -216,7 +216,7 @@ class RowMaker:
             verified=verified,
             author=authors,
             replay=replays,
-            late=_lateness(times, received, sent, replays),
+            late=_lateness(topic, times, received, sent, replays),
             topic=(topic.value,) * count,
             partition=(partition,) * count,
             offset=[taken.offsets[place] for place in places],
@@ -270,10 +270,11 @@ def _signatures(
 
 
 def _lateness(
-    times: Sequence[int], received: Sequence[int], sent: Sequence[bytes | None], replays: Sequence[str]
+    topic: Topic, times: Sequence[int], received: Sequence[int], sent: Sequence[bytes | None], replays: Sequence[str]
 ) -> Sequence[str]:
-    tolerance = TOLERANCE_S * 1_000_000
+    """What processors tell has the time of what they saw, by the broker's clock: who has much to catch up with is late."""
+    tolerance, told = TOLERANCE_S * 1_000_000, topic in (Topic.ALERTS, Topic.LIMITS)
     return [
-        "" if abs(time - ms * 1000) <= tolerance or replay else lateness(ms, then)
+        "" if abs(time - ms * 1000) <= tolerance or replay else "late" if told else lateness(ms, then)
         for time, ms, then, replay in zip(times, received, sent, replays, strict=True)
     ]
