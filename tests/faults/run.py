@@ -130,9 +130,12 @@ class Run:
                 load.tally.wait(step.after, seconds=BACK_S)
                 self._say(f"{time.strftime('%H:%M:%S')} {step.what} {', '.join(step.whom)} for {step.seconds:.1f} s")
                 self._steps[step.what] += 1
+                began = time.monotonic()
                 self._do(step, load)
+                over = time.monotonic()
                 for replica in self.stack.replicas():
                     load.tally.wait(1, replica, seconds=BACK_S)
+                self._say(f"         over after {over - began:.1f} s, all answer after {time.monotonic() - over:.1f} s more")
         self._quiet()
         return self._outcome()
 
