@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,9 @@ def servers(policy: str, project: str, agent: str, question: dict[str, Any]) -> 
         ours = Server(pinned([sys.executable, "-m", "banksman.enforcer"], SERVER_CORE, env=environment), urls[1])
         running.append(ours.process)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        body = json.dumps(question).encode()
         for url in urls:
-            wait_for(url, headers, question)
+            wait_until(functools.partial(_allows, url, headers, body), url)
         yield Servers(floor, ours, kafka_settings, headers)
     finally:
         for process in running:
@@ -172,11 +174,16 @@ def ask(url: str, headers: dict[str, str], body: bytes) -> bytes:
         return bytes(answer.read())
 
 
-def wait_for(url: str, headers: dict[str, str], question: dict[str, Any]) -> None:
+def _allows(url: str, headers: dict[str, str], body: bytes) -> bool:
+    return bool(json.loads(ask(url, headers, body))["decision"] == "allow")
+
+
+def wait_until(right: Callable[[], bool], url: str) -> None:
+    """Until it answers, and that rightly."""
     until = time.monotonic() + 30
     while True:
         try:
-            assert json.loads(ask(url, headers, json.dumps(question).encode()))["decision"] == "allow"
+            assert right(), f"{url} answers wrongly"
         except OSError:
             assert time.monotonic() < until, f"{url} does not answer"
             time.sleep(0.05)  # between two looks

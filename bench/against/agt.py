@@ -8,10 +8,14 @@ Priorities make `never` go before approval and that before `allow`; one policy f
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from against.fetch import packages
 from against.timing import Decide
 from agent_rules import Operation, agent_rules, edges, shapes
 
@@ -58,6 +62,16 @@ def _names(service: str, patterns: Iterable[str], place: int, asked: Iterable[Op
     """The values asked for that one of the patterns covers, in quotes."""
     values = sorted({operation[place] or "" for operation in asked if operation[2] == service})
     return [f"'{value}'" for value in values if any(covers(service, one).fullmatch(value) for one in patterns)]
+
+
+def sidecar(folder: Path, agents: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """The toolkit's own server for one host's agents, as its image starts it -> (command, environment)."""
+    for i in range(agents):
+        (folder / f"policy-{i}.json").write_text(json.dumps(policy(i)))
+    given = {"HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "error", "POLICY_DIR": str(folder)}
+    environment = dict(os.environ) | {f"AGT_{name}": value for name, value in given.items()}
+    environment["PYTHONPATH"] = str(packages("agent-governance-toolkit"))
+    return [sys.executable, "-m", "agentmesh.server.sidecar"], environment
 
 
 def build(agents: int) -> Decide:

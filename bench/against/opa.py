@@ -1,7 +1,7 @@
 """OPA: our rules as Rego and data in a bundle, its server for servers.py.
 
-The rules are found by agent, service and action in the data, so that only globs are evaluated: the best case for OPA. Actions with a
-star stand apart, under `*`.
+The rules are found by agent, service and action in the data, so that only globs are evaluated: the best case for OPA. Actions
+with a star stand apart, under `*`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """pycasbin: our rules as a model and its lines, its engine for timing.py.
 
 Casbin answers yes or no. So each line says what it answers, and what is forbidden is asked first, then what needs approval,
-then what is allowed: each looks at its own lines only. FastEnforcer, its own way for many lines, finds them by answer and agent;
-the matcher compares with casbin's own regexMatch.
+then what is allowed: each looks at its own lines only. FastEnforcer, its own way for many lines, finds them by answer and
+agent; the matcher compares with casbin's own regexMatch.
 """
 
 from __future__ import annotations
