@@ -30,6 +30,8 @@ from banksman.topics import Topic
 
 AGENTS, ASKER = 100, 7
 CONNECTIONS = (1, 16, 64)
+OF_FLOOR, OF_OPA = 0.45, 3
+NO_LOG = "OPA, no log"
 JSON = {"Content-Type": "application/json"}
 Question = dict[str, Any]
 
@@ -85,7 +87,7 @@ def peers(folder: Path, running: contextlib.ExitStack, missing: list[str]) -> It
     """Those that can be had. Of the others it is said why not."""
     try:
         made = opa.bundle(folder, AGENTS)
-        for name, logs in (("OPA, no log", False), ("OPA, console log", True)):
+        for name, logs in ((NO_LOG, False), ("OPA, console log", True)):
             port = kafka.free_port()
             command, log = opa.argv(made, port, logs=logs), folder / f"{name}.log"
             process = started(running, command, log, opa.environment())
@@ -157,14 +159,26 @@ def row(rounds: int, seconds: float) -> list[str]:
         answered += sum(one.count for several in ours.bursts.values() for one in several)
         records = asyncio.run(recorded(both.kafka)) - before
         assert records >= answered, (records, answered)
-    heading = f"load by {generator()}; medians of {rounds} interleaved bursts of {seconds:g} s"
     checked = sum(1 for _ in questions())
     return [
-        f"HTTP decisions on one core: {AGENTS} agents with 11 rules each, {checked} answers of each side checked; {heading}",
+        f"HTTP decisions on one core: {AGENTS} agents with 11 rules each, {checked} answers of each side checked",
+        f"load by {generator()}; medians of {rounds} interleaved bursts of {seconds:g} s",
         f"banksman: {answered:,} answers, {records:,} records acknowledged",
         *table(sides, floor, ours),
+        *goals(sides, floor, ours),
         *(f"not measured: {one}" for one in missing),
     ]
+
+
+def goals(sides: list[Side], floor: Side, ours: Side) -> Iterator[str]:
+    """What banksman wants to reach, and what it does."""
+    most = CONNECTIONS[-1]
+    yield ""
+    share = ours.rate(most) / floor.rate(most)
+    yield f"at {most} connections: {share:.0%} of the floor (wanted: {OF_FLOOR:.0%})"
+    for side in sides:
+        if side.name == NO_LOG:
+            yield f"at {most} connections: {ours.rate(most) / side.rate(most):.2f}x {side.name} (wanted: {OF_OPA:g}x)"
 
 
 def table(sides: list[Side], floor: Side, ours: Side) -> Iterator[str]:
