@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,9 +154,10 @@ def ready(made: Stack, size: int, number: int) -> Ready:
     gc.enable()
     several = [data]
     while len(several) < number:  # the same rows further on in the log
-        for part in block.parts:
-            further = [offset + size for offset in part.columns["offset"]]
-            part.columns = {**part.columns, "offset": further}
+        block.parts = [
+            replace(part, columns={**part.columns, "offset": [offset + size for offset in part.columns["offset"]]})
+            for part in block.parts
+        ]
         several.append(block.encoded()[1])
     return Ready(names, several, size, make_us, encode_us)
 

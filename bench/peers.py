@@ -52,10 +52,10 @@ FEET = {
         "worker       signs its states, has them acknowledged before offsets are committed, recovers, tells what it found",
         "naive Faust  the tutorial's way: a table write for each state that an event changes, not awaited; fewer records",
         "quixstreams  states in RocksDB and a changelog, flushed at each commit; signs nothing, tells nothing",
-        "raw aiokafka has its states acknowledged before offsets are committed; no recovery, no rebalance; signs, tells nothing",
+        "raw aiokafka has its states acknowledged before offsets are committed; signs, tells, recovers and hands over nothing",
     ),
     "archiver": (
-        "archiver     fetches from Kafka, verifies, checks, makes rows, stores over HTTP, each once; Kafka is on the same cores",
+        "archiver     fetches from Kafka, verifies, checks, makes rows, stores over HTTP, each once; Kafka on the same cores",
         "chDB loop    blocks of the archiver's size, ready in files, into the archive's table, in the engine's own process",
     ),
 }

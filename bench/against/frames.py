@@ -29,6 +29,7 @@ from banksman.processors.worker.main import found
 from banksman.topics import Topic
 
 BENCH = Path(__file__).parents[1]
+LIMIT_S = 120
 
 
 def faust_naive(given: dict[str, Any]) -> None:
@@ -221,13 +222,23 @@ NAMES = {"faust_naive": "naive Faust", "quix": "quixstreams", "raw": "raw aiokaf
 
 
 def other(variant: str, given: dict[str, Any]) -> tuple[float, float]:
-    """-> (seconds, CPU seconds) of a process of its own. Missing: it cannot be had."""
+    """-> (seconds, CPU seconds) of a process of its own. Missing: it cannot be had, or it stood still twice.
+
+    On a busy machine Faust now and then waits for ever behind its first rebalance: it gets a second chance, which is said.
+    """
     if variant == "quix":
         given = given | {"packages": str(fetch.packages("quixstreams"))}
-    ran = subprocess.run(
-        [sys.executable, "-m", "against.frames", variant], input=json.dumps(given), capture_output=True, text=True,
-        timeout=600, cwd=BENCH,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "against.frames", variant]
+    for _ in range(2):
+        try:
+            ran = subprocess.run(
+                command, input=json.dumps(given), capture_output=True, text=True, timeout=LIMIT_S, cwd=BENCH
+            )
+            break
+        except subprocess.TimeoutExpired:
+            print(f"{NAMES[variant]} was not done after {LIMIT_S} s", file=sys.stderr, flush=True)
+    else:
+        raise fetch.Missing(f"not done after {LIMIT_S} s, twice")
     said = [line for line in ran.stdout.splitlines() if line.startswith("[")]
     if not said:
         raise RuntimeError(f"{variant}: {ran.stdout[-500:]} {ran.stderr[-3000:]}")
