@@ -224,7 +224,7 @@ NAMES = {"faust_naive": "naive Faust", "quix": "quixstreams", "raw": "raw aiokaf
 def other(variant: str, given: dict[str, Any]) -> tuple[float, float]:
     """-> (seconds, CPU seconds) of a process of its own. Missing: it cannot be had, or it stood still twice.
 
-    On a busy machine Faust now and then waits for ever behind its first rebalance: it gets a second chance, which is said.
+    On a busy machine Faust now and then stands still after its first records: it gets a second chance, which is said.
     """
     if variant == "quix":
         given = given | {"packages": str(fetch.packages("quixstreams"))}
