@@ -19,81 +19,12 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from agent_rules import PER_PROJECT, Operation, project_text, shapes
 
 from banksman.policy.compile import Bundle, CompiledPolicy
 from banksman.policy.load import load
-
-PER_PROJECT = 100
-
-
-def agent_rules(i: int) -> dict[str, Any]:
-    """Eleven rules in the proportions of a busy agent: git, S3 and payments."""
-    bucket = f"arn:aws:s3:::data-{i}-*"
-    return {
-        "owner": f"owner-{i}@acme.example",
-        "allow": [
-            {"service": "git", "actions": ["pull"], "resources": ["acme/**"]},
-            {
-                "service": "git",
-                "actions": ["push"],
-                "resources": [f"acme/app-{i}", f"acme/lib-{i}-*"],
-                "branches": ["feature/*", "fix/*"],
-            },
-            {
-                "service": "aws",
-                "actions": ["s3:GetObject", "s3:ListBucket"],
-                "resources": [f"{bucket}/*", "arn:aws:s3:::shared/*"],
-            },
-            {"service": "aws", "actions": ["s3:PutObject"], "resources": [f"{bucket}/out/*"]},
-            {"service": "stripe", "actions": ["refund.create"], "resources": ["ch_1"]},
-            {"service": "stripe", "actions": ["charge.read", "customer.read"]},
-        ],
-        "require_approval": [
-            {
-                "service": "git",
-                "actions": ["push"],
-                "resources": [f"acme/app-{i}"],
-                "branches": ["main", "release/*"],
-                "approvers": {"any": ["leads"], "min": 1},
-            },
-            {"service": "aws", "actions": ["s3:DeleteObject"], "resources": [f"{bucket}/*"]},
-            {"service": "stripe", "actions": ["refund.create"], "resources": ["ch_2*"]},
-        ],
-        "never": [
-            {"service": "git", "actions": ["push", "force_push"], "resources": ["acme/infra-*"], "branches": ["**"]},
-            {"service": "aws", "actions": ["s3:*"], "resources": ["arn:aws:s3:::prod-secrets*/*"]},
-        ],
-    }
-
-
-def project_text(agents: list[int]) -> str:
-    project = f"project-{agents[0] // PER_PROJECT}"
-    return json.dumps({"project": project, "version": 1, "agents": {f"agent-{i}": agent_rules(i) for i in agents}})
-
-
-Operation = tuple[str, str, str, str, str | None, str | None]
-
-
-def shapes(i: int) -> list[tuple[Operation, str]]:
-    project, agent, s3 = f"project-{i // PER_PROJECT}", f"agent-{i}", f"arn:aws:s3:::data-{i}-raw"
-    git, aws, pay = (project, agent, "git"), (project, agent, "aws"), (project, agent, "stripe")
-    return [
-        ((*git, "pull", "acme/docs", "main"), "allow"),
-        ((*git, "push", f"acme/app-{i}", "feature/x1"), "allow"),
-        ((*git, "push", f"acme/app-{i}", "main"), "approve"),
-        ((*git, "push", "acme/infra-net", "feature/x"), "deny"),
-        ((*git, "push", "acme/other", "main"), "deny"),
-        ((*aws, "s3:GetObject", f"{s3}/2026/11/a.parquet", None), "allow"),
-        ((*aws, "s3:PutObject", f"{s3}/out/b/c.parquet", None), "allow"),
-        ((*aws, "s3:DeleteObject", f"{s3}/x", None), "approve"),
-        ((*aws, "s3:GetObject", "arn:aws:s3:::prod-secrets-1/key", None), "deny"),
-        ((*pay, "refund.create", "ch_1", None), "allow"),
-        ((*pay, "refund.create", "ch_2x", None), "approve"),
-        ((project, f"ghost-{i}", "git", "push", "acme/x", "main"), "deny"),
-    ]
 
 
 def resident_mb() -> float:

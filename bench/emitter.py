@@ -271,7 +271,7 @@ class Stack:
         asyncio.run(self.node.ready())
         if not (self.folder / "agent").exists():
             asyncio.run(provision.create_topics(self.kafka))
-            credential = asyncio.run(enrol(self.kafka, self.folder / "secret.json"))
+            credential = asyncio.run(enrol(self.kafka, self.folder / "secret.json", "bench", "buyer"))
             (self.folder / "agent").write_text(str(credential))
         log = self.folder / "enforcer.log"
         self.processes.append(

@@ -4,20 +4,19 @@
 
 Both servers run on core 0, never at the same time under load; the broker (real, embedded) and the load generator share
 core 1. Bursts are interleaved, floor and ours in turn, so that a slow minute of the machine slows both; figures are
-medians over the rounds. The load comes from wrk where it is installed, else from a generator of our own, which is
-slower and takes more of the broker's core. The question is 230 bytes with arguments, the answer an `allow`; its record is
-redacted, hashed, signed and acknowledged (acks=all) before the answer is sent.
+medians over the rounds; the load is that of http_load.py. The question is 230 bytes with arguments, the answer an `allow`;
+its record is redacted, hashed, signed and acknowledged (acks=all) before the answer is sent.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
 import os
 import platform
-import re
 import secrets
 import shutil
 import signal
@@ -26,9 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+
+from http_load import OTHER_CORE, SERVER_CORE, Burst, burst, generator, pinned
 
 from banksman import bus, codec, provision, settings
 from banksman.events import AgentEnrolled
@@ -37,7 +40,6 @@ from banksman.signing import Credential, create_secret, new_credential, service_
 from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
 
-SERVER_CORE, OTHER_CORE = 0, 1
 QUESTION = {
     "session": "d97e2169",
     "service": "git",
@@ -81,155 +83,28 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", lifespa
 """
 
 
-@dataclass
-class Burst:
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-
-
-def pinned(argv: list[str], core: int, **more: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["taskset", "-c", str(core), *argv], **more)  # type: ignore[call-overload,no-any-return]
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-# ── load ──
-
-
-def burst(url: str, headers: dict[str, str], body: bytes, connections: int, seconds: float, pid: int) -> Burst:
-    before = cpu_seconds(pid)
-    if shutil.which("wrk"):
-        count, rate, p50, p99 = _wrk(url, headers, body, connections, seconds)
-    else:
-        count, rate, p50, p99 = asyncio.run(_own(url, headers, body, connections, seconds))
-    return Burst(rate, p50, p99, (cpu_seconds(pid) - before) / count * 1e6)
-
-
-def _wrk(
-    url: str, headers: dict[str, str], body: bytes, connections: int, seconds: float
-) -> tuple[int, float, float, float]:
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f"wrk.method = 'POST'\nwrk.body = {json.dumps(body.decode())}\n")
-        script.writelines(f"wrk.headers[{json.dumps(k)}] = {json.dumps(v)}\n" for k, v in headers.items())
-        script.write(
-            "done = function(s, l) io.write(string.format('RESULT %d %d %d %d %d\\n', s.requests, s.duration,"
-            " l:percentile(50), l:percentile(99), s.errors.status + s.errors.connect + s.errors.read + s.errors.timeout))"
-            " end\n"
-        )
-        script.flush()
-        argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", script.name, url]
-        out = subprocess.run(
-            ["taskset", "-c", str(OTHER_CORE), *argv], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", out)
-    assert found, out
-    count, duration, p50, p99, errors = map(int, found.groups())
-    assert errors == 0, f"{errors} of {count} answers were errors: {out}"
-    return count, count / (duration / 1e6), p50 / 1000, p99 / 1000
-
-
-class _Asker(asyncio.Protocol):
-    def __init__(self, request: bytes, took: list[float], until: float, done: asyncio.Future[None]) -> None:
-        self._request, self._took, self._until, self._done = request, took, until, done
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._ask()
-
-    def _ask(self) -> None:
-        self._at = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found or len(rest) < int(re.search(rb"content-length: (\d+)", head)[1]):  # type: ignore[index]
-            return
-        assert head.startswith(b"HTTP/1.1 200"), self._buffer
-        self._buffer = b""
-        now = time.perf_counter()
-        self._took.append(now - self._at)
-        if now < self._until:
-            self._ask()
-        else:
-            self._transport.close()
-            self._done.set_result(None)
-
-
-async def _own(
-    url: str, headers: dict[str, str], body: bytes, connections: int, seconds: float
-) -> tuple[int, float, float, float]:
-    where = urlsplit(url)
-    lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
-    head = f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
-    loop, took = asyncio.get_running_loop(), list[float]()
-    began = time.perf_counter()
-    ended = [loop.create_future() for _ in range(connections)]
-    for done in ended:
-        asker = functools.partial(_Asker, head.encode() + body, took, began + seconds, done)
-        await loop.create_connection(asker, str(where.hostname), where.port or 80)
-    await asyncio.gather(*ended)
-    took.sort()
-    return (
-        len(took),
-        len(took) / (time.perf_counter() - began),
-        took[len(took) // 2] * 1e3,
-        took[len(took) * 99 // 100] * 1e3,
-    )
-
-
 # ── the two servers ──
 
 
-async def enrol(kafka_settings: settings.Kafka, secret_file: Path) -> Credential:
-    secret = create_secret(secret_file)
-    credential, hashed = new_credential(secret, "bench", "buyer")
-    event = AgentEnrolled(v=1, id=uuid7(), time=rfc3339(), source="bench", project="bench", agent="buyer", owner="bench",
-                          token_id=credential.token_id, token_hash=hashed)  # fmt: skip
-    topic, value, key = kafka_settings.topic(Topic.CONTROL), codec.encode(event), f"agent.enrolled/{event.id}".encode()
-    headers = service_signer(secret, "up").headers(
-        topic, key, value, id=event.id, kind="agent.enrolled", time=event.time, source=event.source
-    )
-    sender = bus.producer(kafka_settings)
-    await sender.start()
-    await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
-    await sender.stop()
-    return credential
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
 
 
-def wait_for(url: str, token: str) -> None:
-    import urllib.error
-    import urllib.request
+@dataclass
+class Servers:
+    """The floor and the enforcer, both answering."""
 
-    body = json.dumps(QUESTION).encode()
-    request = urllib.request.Request(
-        url, body, {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}, method="POST"
-    )
-    until = time.monotonic() + 30
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                assert json.load(answer)["decision"] == "allow"
-                return
-        except (OSError, urllib.error.HTTPError):
-            assert time.monotonic() < until, f"{url} does not answer"
-            time.sleep(0.05)  # between two looks
+    floor: Server
+    ours: Server
+    kafka: settings.Kafka
+    headers: dict[str, str]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="leave the enforcer under load and print its pid")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+@contextlib.contextmanager
+def servers(policy: str, project: str, agent: str, question: dict[str, Any]) -> Iterator[Servers]:
+    """Both on one core, the broker on the other; `question` is one that `agent` is allowed."""
     folder = Path(tempfile.mkdtemp(prefix="banksman-bench-"))
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -244,9 +119,9 @@ def main() -> None:
         asyncio.run(node.ready())
         kafka_settings = node.settings()
         asyncio.run(provision.create_topics(kafka_settings))
-        token = asyncio.run(enrol(kafka_settings, folder / "secret.json")).token
+        token = asyncio.run(enrol(kafka_settings, folder / "secret.json", project, agent)).token
         (folder / "policies").mkdir()
-        (folder / "policies" / "bench.yaml").write_text(POLICY)
+        (folder / "policies" / f"{project}.yaml").write_text(policy)
         ports = kafka.free_port(), kafka.free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BANKSMAN_")} | {
             "BANKSMAN_KAFKA": kafka_settings.kafka,
@@ -258,28 +133,16 @@ def main() -> None:
             "BANKSMAN_ENFORCER_PORT": str(ports[1]),
             "BANKSMAN_AGENT_RATE": "1000000",
         }
-        floor = pinned([sys.executable, "-c", FLOOR, str(ports[0])], SERVER_CORE)
-        ours = pinned([sys.executable, "-m", "banksman.enforcer"], SERVER_CORE, env=environment)
-        running += [floor, ours]
         urls = [f"http://127.0.0.1:{port}/v1/decide" for port in ports]
-        for url in urls:
-            wait_for(url, token)
+        floor = Server(pinned([sys.executable, "-c", FLOOR, str(ports[0])], SERVER_CORE), urls[0])
+        running.append(floor.process)
+        ours = Server(pinned([sys.executable, "-m", "banksman.enforcer"], SERVER_CORE, env=environment), urls[1])
+        running.append(ours.process)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        body = json.dumps(QUESTION).encode()
-        found: dict[tuple[str, int], list[Burst]] = {}
-        for url, server in zip(urls, (floor, ours), strict=True):  # the JVM and the caches warm up
-            burst(url, headers, body, 64, args.seconds, server.pid)
-        if args.profile:
-            print(ours.pid, flush=True)
-            burst(urls[1], headers, body, 64, 30, ours.pid)
-            return
-        for _ in range(args.rounds):
-            for connections in (1, 16, 64):
-                for name, url, server in (("floor", urls[0], floor), ("ours", urls[1], ours)):
-                    found.setdefault((name, connections), []).append(
-                        burst(url, headers, body, connections, args.seconds, server.pid)
-                    )
-        report(found, args)
+        body = json.dumps(question).encode()
+        for url in urls:
+            wait_until(functools.partial(_allows, url, headers, body), url)
+        yield Servers(floor, ours, kafka_settings, headers)
     finally:
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -288,10 +151,77 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
+async def enrol(kafka_settings: settings.Kafka, secret_file: Path, project: str, agent: str) -> Credential:
+    secret = create_secret(secret_file)
+    credential, hashed = new_credential(secret, project, agent)
+    event = AgentEnrolled(v=1, id=uuid7(), time=rfc3339(), source="bench", project=project, agent=agent, owner="bench",
+                          token_id=credential.token_id, token_hash=hashed)  # fmt: skip
+    topic, value, key = kafka_settings.topic(Topic.CONTROL), codec.encode(event), f"agent.enrolled/{event.id}".encode()
+    headers = service_signer(secret, "up").headers(
+        topic, key, value, id=event.id, kind="agent.enrolled", time=event.time, source=event.source
+    )
+    sender = bus.producer(kafka_settings)
+    await sender.start()
+    await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
+    await sender.stop()
+    return credential
+
+
+def ask(url: str, headers: dict[str, str], body: bytes) -> bytes:
+    """One question by itself. OSError: no answer, or none that is a 200."""
+    request = urllib.request.Request(url, body, headers, method="POST")
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def _allows(url: str, headers: dict[str, str], body: bytes) -> bool:
+    return bool(json.loads(ask(url, headers, body))["decision"] == "allow")
+
+
+def wait_until(right: Callable[[], bool], url: str) -> None:
+    """Until it answers, and that rightly."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            assert right(), f"{url} answers wrongly"
+        except OSError:
+            assert time.monotonic() < until, f"{url} does not answer"
+            time.sleep(0.05)  # between two looks
+        else:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="leave the enforcer under load and print its pid")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    body = json.dumps(QUESTION).encode()
+    found: dict[tuple[str, int], list[Burst]] = {}
+    with servers(POLICY, "bench", "buyer", QUESTION) as both:
+
+        def load(one: Server, connections: int, seconds: float) -> Burst:
+            return burst(one.url, both.headers, body, connections, seconds, one.process.pid)
+
+        for one in (both.floor, both.ours):  # the JVM and the caches warm up
+            load(one, 64, args.seconds)
+        if args.profile:
+            print(both.ours.process.pid, flush=True)
+            load(both.ours, 64, 30)
+            return
+        for _ in range(args.rounds):
+            for connections in (1, 16, 64):
+                for name, one in (("floor", both.floor), ("ours", both.ours)):
+                    found.setdefault((name, connections), []).append(load(one, connections, args.seconds))
+    report(found, args)
+
+
 def report(found: dict[tuple[str, int], list[Burst]], args: argparse.Namespace) -> None:
     lines = [
         f"HTTP decisions on one core, records acknowledged; {platform.machine()}, {os.cpu_count()} cores",
-        f"Python {platform.python_version()}, load by {'wrk' if shutil.which('wrk') else 'our own generator'}",
+        f"Python {platform.python_version()}, load by {generator()}",
         f"medians of {args.rounds} interleaved bursts of {args.seconds:g} s",
         "",
         "connections  server   req/s    p50 ms   p99 ms   CPU us   of the floor",
