@@ -12,6 +12,7 @@ a new version, and nothing else happens. Exit code 1 when anything was found.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import shutil
@@ -41,15 +42,12 @@ def main() -> int:
     given = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # brokers are away all the time
     print(f"{machine()}; {given.minutes:g} minutes each\n", flush=True)
-    outcomes = {
-        (brokers, seed): one(brokers, seed, given.minutes)
-        for brokers in map(int, given.brokers.split(","))
-        for seed in given.seeds.split(",")
-    }
-    print(table(outcomes))
-    for (brokers, seed), outcome in outcomes.items():
+    outcomes = {}
+    for brokers, seed in itertools.product(map(int, given.brokers.split(",")), given.seeds.split(",")):
+        outcome = outcomes[brokers, seed] = one(brokers, seed, given.minutes)
         for kind, what in outcome.faults[:20]:
-            print(f"{brokers} brokers, seed {seed}: {kind}: {what}")
+            print(f"{brokers} brokers, seed {seed}: {kind}: {what}", flush=True)
+    print(table(outcomes))
     return 1 if any(outcome.faults for outcome in outcomes.values()) else 0
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -104,9 +105,19 @@ class Stack:
 
     def enrol(self, agent: str, project: str) -> str:
         """A new agent -> its token, the part of its credential that goes over the wire."""
-        answer = self._post("/v1/agents", {"agent": agent, "project": project, "owner": "ann@acme.example"})
+        answer = until(partial(self._enrolled, agent, project), f"{agent} is enrolled")
         self.credentials[agent] = answer["token"]
         return str(answer["token"]).partition(".")[0]
+
+    def _enrolled(self, agent: str, project: str) -> Any:
+        """The answer; None where it is to be asked again (a 503 in the first second of a replica's life)."""
+        try:
+            return self._post("/v1/agents", {"agent": agent, "project": project, "owner": "ann@acme.example"})
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != 503:
+                raise
+            return None
 
     def start(self, *names: str) -> None:
         """Start them and return when all are ready."""

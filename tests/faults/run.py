@@ -135,7 +135,9 @@ class Run:
                 over = time.monotonic()
                 for replica in self.stack.replicas():
                     load.tally.wait(1, replica, seconds=BACK_S)
-                self._say(f"         over after {over - began:.1f} s, all answer after {time.monotonic() - over:.1f} s more")
+                self._say(
+                    f"         over after {over - began:.1f} s, all answer after {time.monotonic() - over:.1f} s more"
+                )
         self._quiet()
         return self._outcome()
 
