@@ -36,9 +36,12 @@ test: setup ## every test, on a real broker and a real ClickHouse engine
 bench: setup ## the measurements behind the tables in bench/
 	$(BIN)/python bench/run.py
 
-lock: setup ## resolve the dependencies again into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11
+
+lock: setup ## resolve the dependencies again: requirements.lock, and what the image is made of
+	$(BIN)/$(COMPILE) --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
+	$(BIN)/$(COMPILE) --extra server -c requirements.lock pyproject.toml --output-file deploy/image/server.lock
+	$(BIN)/$(COMPILE) --group build -c requirements.lock --output-file deploy/image/build.lock
 
 docs: setup ## write the reference pages that are made from the code
 	$(BIN)/python docs/build

@@ -70,14 +70,17 @@ def create_secret(path: Path) -> Secret:
 
 
 def load_secret(path: Path) -> Secret:
-    """Read a secret file; InvalidSetting when it is missing, open to others, or not what `create_secret` writes."""
+    """Read a secret file; InvalidSetting when it is missing, open to others, or not what `create_secret` writes.
+
+    Open to its group it may be where it is not ours: Kubernetes and systemd hand out a file of root's that way.
+    """
     name = "BANKSMAN_SECRET_FILE"
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
         text = path.read_text()
     except OSError as error:
         raise InvalidSetting(f"cannot read {path}: {error.strerror}", field=name) from None
-    if stat.S_IMODE(mode) & 0o077:
+    if stat.S_IMODE(found.st_mode) & (0o077 if found.st_uid == os.geteuid() else 0o037):
         raise InvalidSetting(f"{path} can be read by others; `chmod 600 {path}`", field=name)
     try:
         data = json.loads(text)

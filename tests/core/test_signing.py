@@ -113,6 +113,21 @@ def test_authors_round_trip() -> None:
     assert parse_author("agent:p//t") is None
 
 
+def test_a_secret_of_somebody_else_may_come_by_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes (`fsGroup`) and systemd (`LoadCredential`) hand it to a service that is not root."""
+    path = tmp_path / "secret.json"
+    made = create_secret(path)
+    path.chmod(0o440)
+    with pytest.raises(InvalidSetting, match="can be read by others"):
+        load_secret(path)
+    monkeypatch.setattr("os.geteuid", lambda: path.stat().st_uid + 1)
+    assert load_secret(path) == made
+    for mode in (0o460, 0o444, 0o441):
+        path.chmod(mode)
+        with pytest.raises(InvalidSetting, match="can be read by others"):
+            load_secret(path)
+
+
 def test_secret_file(tmp_path: Path) -> None:
     path = tmp_path / "secret.json"
     made = create_secret(path)
