@@ -49,7 +49,7 @@ def main() -> int:
             asked.request("GET", "/healthz")
             status = asked.getresponse().status
         except (OSError, http.client.HTTPException) as error:
-            print(f"port {port}: {error or type(error).__name__}", file=sys.stderr)
+            print(f"port {port}: {error!r}", file=sys.stderr)
             return 1
         finally:
             asked.close()
