@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo up check test bench lock docs golden clean
+.PHONY: help setup demo up check test bench lock tools docs golden clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ lock: setup ## resolve the dependencies again: requirements.lock, and what the i
 	$(BIN)/$(COMPILE) --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
 	$(BIN)/$(COMPILE) --extra server -c requirements.lock pyproject.toml --output-file deploy/image/server.lock
 	$(BIN)/$(COMPILE) --group build -c requirements.lock --output-file deploy/image/build.lock
+
+tools: setup ## Helm, promtool and Docker Compose, with Go (minutes): tests/deploy has the files of deploy/ read by them
+	GOBIN=$(abspath $(BIN)) CGO_ENABLED=0 go install helm.sh/helm/v3/cmd/helm@v3.19.0
+	GOBIN=$(abspath $(BIN)) CGO_ENABLED=0 go install github.com/prometheus/prometheus/cmd/promtool@v0.316.0
+	cd $$(mktemp -d) && go mod init tools && go get github.com/docker/compose/v2/cmd@v2.40.3 && \
+	  CGO_ENABLED=0 go build -o $(abspath $(BIN))/docker-compose github.com/docker/compose/v2/cmd
 
 docs: setup ## write the reference pages that are made from the code
 	$(BIN)/python docs/build
