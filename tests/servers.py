@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -138,6 +139,8 @@ def wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, seconds
                     return
         except OSError as error:
             last = error
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
         assert process.poll() is None, f"ended with {process.returncode}: {children.last_lines(log)}"
         assert time.monotonic() < until, f"{url} does not answer: {last}; {children.last_lines(log)}"
         time.sleep(0.02)  # between two looks at the condition

@@ -173,7 +173,15 @@ class Running:
         properties.write_text("".join(f"{name}={value}\n" for name, value in self._kafka_properties(given).items()))
         options = given["KAFKA_OPTS"].replace("/run/secrets/", f"{self.secrets}/")
         classes = jars.class_path(jars.fetch(jars.cache_folder()))
-        command = [str(java.find_java()), "-Xmx256m", "-XX:+UseSerialGC", options, "-cp", classes]
+        command = [
+            str(java.find_java()),
+            "-Xmx256m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            options,
+            "-cp",
+            classes,
+        ]
         made = subprocess.run(
             [*command, "kafka.tools.StorageTool", "format", f"--cluster-id={kafka_uuid()}", "-c", str(properties)],
             capture_output=True, text=True, timeout=60,
