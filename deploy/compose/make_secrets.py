@@ -46,7 +46,7 @@ CLICKHOUSE = """\
       <max_result_bytes>268435456</max_result_bytes>
       <max_memory_usage>1073741824</max_memory_usage>
       <constraints>
-        <max_execution_time><min>0.1</min><max>60</max></max_execution_time>
+        <max_execution_time><min>1</min><max>60</max></max_execution_time>
         <max_result_rows><min>1</min><max>1000000</max></max_result_rows>
         <max_result_bytes><min>1</min><max>268435456</max></max_result_bytes>
         <max_memory_usage><min>1</min><max>1073741824</max></max_memory_usage>

@@ -55,7 +55,9 @@ def make_secrets(folder: Path) -> Path:
 
 @dataclass
 class Running:
-    """The processes; `ports` by service, and `open`: a listener of Kafka's that wants no login, which no file of ours has."""
+    """The processes; `ports` by service. Kafka has two listeners that no file of ours has: `open` wants no login, `tls` wants
+    one over TLS, with the certificate `tls.pem`.
+    """
 
     folder: Path
     secrets: Path
@@ -66,7 +68,7 @@ class Running:
 
     def begin(self) -> None:
         """All of it, as `docker compose up` would: servers, migrate, services."""
-        self.ports = {name: free_port() for name in ("kafka", "controller", "open", "clickhouse", *SERVICES)}
+        self.ports = {name: free_port() for name in ("kafka", "controller", "open", "tls", "clickhouse", *SERVICES)}
         for folder in ("audit", "policies", "tmp"):
             (self.folder / folder).mkdir()
         (self.folder / "audit" / "sitecustomize.py").write_text(AUDIT)
@@ -207,11 +209,37 @@ class Running:
             )
             moved = moved.replace(":9092", f":{self.ports['kafka']}").replace(":9093", f":{self.ports['controller']}")
             told[name] = moved.replace("/var/lib/kafka/data", str(self.folder / "kafka"))
-        # What a careless hand would add: `deploy/check` has to find it.
-        told["listeners"] += f",OPEN://127.0.0.1:{self.ports['open']}"
-        told["advertised.listeners"] += f",OPEN://127.0.0.1:{self.ports['open']}"
-        told["listener.security.protocol.map"] += ",OPEN:PLAINTEXT"
+        certificate(self.folder / "tls.pem", "DNS:localhost,IP:127.0.0.1")
+        for name, protocol in (("open", "PLAINTEXT"), ("tls", "SASL_SSL")):
+            told["listeners"] += f",{name.upper()}://127.0.0.1:{self.ports[name]}"
+            told["advertised.listeners"] += f",{name.upper()}://127.0.0.1:{self.ports[name]}"
+            told["listener.security.protocol.map"] += f",{name.upper()}:{protocol}"
+        told |= {
+            "listener.name.tls.ssl.keystore.type": "PEM",
+            "listener.name.tls.ssl.keystore.location": f"{self.folder}/tls.pem",
+        }
         return told
+
+
+def certificate(file: Path, names: str) -> None:
+    """A key and a certificate of these names (`DNS:…,IP:…`) that nobody but itself vouches for, in one file."""
+    argv = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    argv += ["-subj", "/CN=test", "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run(
+        [*argv, "-keyout", f"{file}.key", "-out", f"{file}.crt"], check=True, capture_output=True, timeout=30
+    )
+    file.write_text(Path(f"{file}.key").read_text() + Path(f"{file}.crt").read_text())
 
 
 def _banksman() -> str:

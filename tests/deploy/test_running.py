@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.conftest import DEPLOY, SERVICES
-from tests.deploy.running import Running, make_secrets
+from tests.deploy.running import Running, certificate, make_secrets
 from tests.exposition import metrics
 from tests.servers import child_environment
 
@@ -174,26 +174,31 @@ def test_plain_http_is_found_where_tls_was_asked_for(running: Running) -> None:
     assert re.search(r"FAILED +kafka .*no TLS connection", wrong)
 
 
+def test_kafka_over_tls(running: Running) -> None:
+    """That it speaks it, with its name, to nobody without a login, and nothing else on that port."""
+    broker = f"localhost:{running.ports['tls']}"
+    own = {"BANKSMAN_KAFKA_SECURITY": "SASL_SSL", "BANKSMAN_KAFKA_CA_FILE": str(running.folder / "tls.pem.crt")}
+    ran = check(running, BANKSMAN_KAFKA=broker, **own)
+    assert ran.returncode == 0, ran.stdout
+    assert re.search(rf"ok +kafka {broker} +speaks TLSv1\.3, with a certificate of its name", ran.stdout), ran.stdout
+    assert re.search(rf"ok +kafka {broker} +hangs up on whoever does not log in", ran.stdout)
+    wrong = failures(check(running, BANKSMAN_KAFKA=broker, BANKSMAN_KAFKA_SECURITY="SASL_SSL"))
+    assert re.search(r"FAILED +kafka .*ertificate", wrong), wrong  # of an authority that is not known
+    wrong = failures(check(running, BANKSMAN_KAFKA=f"127.0.0.1:{running.ports['open']}", **own))
+    assert "no TLS connection" in wrong
+    assert "answers without TLS, too" in wrong
+
+
 def test_tls_with_a_certificate_of_another_name_is_found(running: Running, tmp_path: Path) -> None:
     port = running.ports["archiver-tls"] = running.ports["archiver"] + 1
-    for name in ("localhost", "elsewhere.example"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-             "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-addext", "basicConstraints=critical,CA:FALSE",
-             "-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.crt")],
-            check=True, capture_output=True, timeout=30,
-        )  # fmt: skip
     said = {}
     for name in ("localhost", "elsewhere.example"):
-        cert, key = tmp_path / f"{name}.crt", tmp_path / f"{name}.key"
-        own = {
-            "BANKSMAN_TLS_CERT_FILE": str(cert),
-            "BANKSMAN_TLS_KEY_FILE": str(key),
-            "BANKSMAN_HEALTH_PORT": str(port),
-        }
+        cert = str(tmp_path / f"{name}.pem")
+        certificate(Path(cert), f"DNS:{name}")
+        own = {"BANKSMAN_TLS_CERT_FILE": cert, "BANKSMAN_TLS_KEY_FILE": cert, "BANKSMAN_HEALTH_PORT": str(port)}
         running.start("archiver", kept_as="archiver-tls", BANKSMAN_WORKER="archiver-tls", **own)
         try:
-            said[name] = check(running, f"--health=archiver=https://localhost:{port}", "--ca", str(cert)).stdout
+            said[name] = check(running, f"--health=archiver=https://localhost:{port}", "--ca", cert).stdout
             assert health(running, "archiver", **own).returncode == 0
         finally:
             assert running.stop("archiver-tls") == 0
