@@ -69,11 +69,16 @@ def _instructions() -> list[dockerfile.Command]:
 
 def rendered_chart(*more: str, version: str = "1.33.0") -> list[dict[str, Any]]:
     """What `helm template` makes of the chart and its example."""
+    return [one for one in yaml.load_all(_rendered(*more, version=version), yaml.CSafeLoader) if one]
+
+
+@functools.cache
+def _rendered(*more: str, version: str) -> str:
     ran = helm(
         "template", "banksman", str(CHART), "--kube-version", version, "-f", str(CHART.parent / "example.yaml"), *more
     )
     assert ran.returncode == 0, ran.stderr
-    return [one for one in yaml.safe_load_all(ran.stdout) if one]
+    return ran.stdout
 
 
 def helm(*words: str) -> subprocess.CompletedProcess[str]:
