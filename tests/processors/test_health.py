@@ -76,7 +76,7 @@ def test_a_worker(floor: Floor) -> None:
     found = until(lambda: (now := metrics(base))["banksman_processors_counted_total", ()] == 3 and now)
     assert found["banksman_processors_findings_total", (("detector", "budgets"),)] >= 1
     assert found["banksman_processors_findings_total", (("detector", "loops"),)] == 0
-    assert found["banksman_processors_states", (("detector", "budgets"),)] == 1
+    until(lambda: metrics(base)["banksman_processors_states", (("detector", "budgets"),)] == 1)  # once it is written
     assert found["banksman_processors_partitions", ()] == 2
     is_documented(base, "processors")
     until(lambda: metrics(base)["banksman_processors_lag", ()] == 0)
