@@ -11,8 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, NodeNotReadyError, TopicAlreadyExistsError, for_code
 
-from banksman.errors import BadDeployment, BrokerAway
+from banksman.errors import BadDeployment, BrokerAway, InvalidSetting
 from banksman.failover import ready_for_failover
+from banksman.knocking import why_not
 from banksman.topics import SPECS, Topic
 
 if TYPE_CHECKING:
@@ -30,17 +31,18 @@ T = TypeVar("T")
 
 
 async def connect_admin(settings: Kafka, *, patience: float = PATIENCE_S) -> AIOKafkaAdminClient:
-    """A started admin client; tries until `patience` seconds are over, then BrokerAway."""
+    """A started admin client; tries until `patience` seconds are over, then BrokerAway. InvalidSetting: it is not let in."""
     until = time.monotonic() + patience
     while True:
         admin = AIOKafkaAdminClient(**settings.client())
         ready_for_failover(admin._client)  # noqa: SLF001 - there is no public way to it
         try:
             await admin.start()
-        except (KafkaError, OSError) as error:
+        except (KafkaError, OSError):
             await admin.close()
-            if time.monotonic() >= until:
-                raise BrokerAway(f"no broker at {settings.kafka}: {error}") from None
+            why = await why_not(settings)
+            if isinstance(why, InvalidSetting) or time.monotonic() >= until:
+                raise why from None
             await asyncio.sleep(0.1)
         else:
             return admin
@@ -58,10 +60,12 @@ async def committed(
     return {where: commit for where, commit in found.items() if commit.offset >= 0}
 
 
-async def _asked(settings: Kafka, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], patience: float) -> T:
+async def asked(
+    settings: Kafka, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], patience: float = PATIENCE_S
+) -> T:
     """What an admin client is answered. A broker that has just come back knows nobody yet: that is asked again.
 
-    Raises BrokerAway when `patience` seconds are over, BadDeployment when asking again would not help.
+    Raises BrokerAway when `patience` seconds are over, BadDeployment or InvalidSetting when asking again would not help.
     """
     until = time.monotonic() + patience
     while True:
@@ -84,7 +88,7 @@ async def missing_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> li
     async def listed(admin: AIOKafkaAdminClient) -> set[str]:
         return set(await admin.list_topics())
 
-    there = await _asked(settings, listed, patience)
+    there = await asked(settings, listed, patience)
     return [name for name in map(settings.topic, SPECS) if name not in there]
 
 
@@ -114,7 +118,7 @@ async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> lis
                 raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
 
     if wanted:
-        await _asked(settings, created, patience)
+        await asked(settings, created, patience)
     return missing
 
 
@@ -131,7 +135,7 @@ async def check_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> dict
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         return await admin.describe_topics(list(names)), await admin.describe_configs(resources)
 
-    topics, answers = await _asked(settings, described_all, patience)
+    topics, answers = await asked(settings, described_all, patience)
     described = {topic["topic"]: topic for topic in topics}
     wrong: list[str] = []
     partitions: dict[Topic, int] = {}

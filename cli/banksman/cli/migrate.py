@@ -1,32 +1,48 @@
-"""`banksman migrate`: the Kafka topics and the ClickHouse tables."""
+"""`banksman migrate`: the Kafka topics, their ACLs, and the ClickHouse tables."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from banksman.cli import show
+from banksman.cli import acls, show
+from banksman.errors import InvalidInput
 
 if TYPE_CHECKING:
     import argparse
 
 HELP = """Make what is missing: the Kafka topics (and check those that are there), then the numbered migrations of ClickHouse
-that have not run yet. What is done is never undone or changed; running it again does nothing."""
+that have not run yet. What is done is never undone or changed; running it again does nothing.
+
+`acls` has nothing to do with the tables: it prints the kafka-acls.sh commands that let every service and agent do what it has
+to and nothing else (docs/security.md), or makes them with --apply."""
 EXAMPLES = """
   banksman migrate --dry-run        what would be made
   banksman migrate
   banksman migrate list             every migration and whether it has run
+  banksman migrate acls             commands for one Kafka user a service, named banksman-enforcer and so on
+  banksman migrate acls --user agents=agent-1 --user agents=agent-2 --apply
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("verb", nargs="?", choices=("list",), help="list the migrations instead of running them")
+    parser.add_argument(
+        "verb",
+        nargs="?",
+        choices=("list", "acls"),
+        help="list the migrations, or print ACLs, instead of running anything",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be made, make nothing")
+    acls.arguments(parser)
     show.json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
+    if args.verb == "acls":
+        return acls.run(args)
+    if args.user or args.apply:
+        raise InvalidInput("goes with `migrate acls` only", field="--user" if args.user else "--apply")
     import asyncio
 
     from banksman import log, provision, settings

@@ -14,13 +14,14 @@ from contextlib import aclosing
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from banksman.control_log import ControlLog
 from banksman.controls import Controls
 from banksman.events import PolicyLoaded, PolicyRemoved
 from banksman.http_problem import problem
 from banksman.identities import Identities, Operator
+from banksman.knocking import why_not
 from banksman.progress import Progress
 from banksman.topics import Topic
 
@@ -73,6 +74,8 @@ class Known:
                 await self.progress.look()
             except (KafkaError, OSError, TimeoutError) as error:
                 why = f"{type(error).__name__}: {error}"
+                if isinstance(error, KafkaConnectionError):  # as at "unable to bootstrap", which hides what is wrong
+                    why = str(await why_not(self._kafka))
                 if self.kafka_error != why:
                     _log.warning("Kafka is away: %s", why)
                 self.kafka_error = why

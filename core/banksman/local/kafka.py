@@ -57,6 +57,8 @@ class Node:
     """One node of an embedded cluster. `users`: name -> password; `service` is the super user.
 
     `voters`: (node id, controller port) of all nodes of a cluster of several; empty for one node alone.
+    `listeners`: more of them for clients, name -> (port, protocol); what each asks for (certificates, mechanisms) is `extra`.
+    `scram`: users with SCRAM-SHA-512, made when the folder is formatted; the process list shows their passwords meanwhile.
     """
 
     folder: Path
@@ -67,6 +69,8 @@ class Node:
     heap: str = "512m"
     node_id: int = 1
     voters: tuple[tuple[int, int], ...] = ()
+    listeners: dict[str, tuple[int, str]] = field(default_factory=dict)
+    scram: dict[str, str] = field(default_factory=dict, repr=False)
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -112,7 +116,7 @@ class Node:
         data = self.folder / "data"
         _refuse_locked(data)
         controller = dict(self.voters).get(self.node_id) or free_port()
-        for port in (self.port, controller):
+        for port in (self.port, controller, *(port for port, _ in self.listeners.values())):
             _refuse_taken(port)
         self._write("log4j2.properties", [line.format(folder=_escaped(self.folder)) for line in LOG4J.splitlines()])
         if not (data / "meta.properties").exists():
@@ -139,13 +143,17 @@ class Node:
         # A broker that was killed may register again only when its old session has run out, after 9 s by default: that is
         # the price of every restart after a crash. With several nodes it is also what a short pause must not exceed.
         session, beat = (1000, 200) if copies == 1 else (2000, 500)
+        listeners = {
+            "CLIENT": (self.port, "SASL_PLAINTEXT"), "CONTROLLER": (controller, "SASL_PLAINTEXT"), **self.listeners,
+        }  # fmt: skip
+        addresses = ",".join(f"{name}://127.0.0.1:{port}" for name, (port, _) in listeners.items())
         return {
             "process.roles": "broker,controller",
             "node.id": self.node_id,
             "controller.quorum.bootstrap.servers": ",".join(f"127.0.0.1:{port}" for _, port in voters),
-            "listeners": f"CLIENT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"CLIENT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
-            "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
+            "listeners": addresses,
+            "advertised.listeners": addresses,
+            "listener.security.protocol.map": ",".join(f"{name}:{how}" for name, (_, how) in listeners.items()),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "CLIENT",
             "sasl.enabled.mechanisms": "PLAIN",
@@ -202,6 +210,8 @@ class Node:
             command += ["--initial-controllers", known["voters"], "-t", known["id"]]
         else:
             command += ["--standalone", "-t", kafka_uuid()]
+        for name, password in self.scram.items():
+            command += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, umask=0o077)  # noqa: S603
         if ran.returncode:
             raise BadDeployment(f"Kafka cannot format {data}: {_cause(ran.stdout + ran.stderr)}")

@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from aiokafka.conn import create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
@@ -24,6 +23,8 @@ from aiokafka.errors import (
 )
 
 from banksman import bus
+from banksman.errors import InvalidSetting
+from banksman.knocking import why_not
 from banksman.log import hush_kafka
 from banksman.producers.transport import Away, NotLetIn, Rejected
 from banksman.signing import SENT, Credential, parse_credential
@@ -135,11 +136,12 @@ class KafkaTransport:
             producer = await self._connected()
             partitions = await asyncio.wait_for(producer.partitions_for(self._topic), 10)
             await self._publish(producer, bus.partition_of(self._key, len(partitions)), payloads)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Away):
             raise
         except _NOT_LET_IN as error:
             await self._drop()
-            raise NotLetIn(f"Kafka: {type(error).__name__}") from None
+            user = self._settings.kafka_username or "who sends"
+            raise NotLetIn(f"Kafka: {user} may not write to {self._topic}: {type(error).__name__}") from None
         except MessageSizeTooLargeError:
             await self._drop()
             raise Rejected("larger than the topic takes", too_large=True) from None
@@ -154,21 +156,13 @@ class KafkaTransport:
                 await made.start()
             except KafkaConnectionError:
                 await _stopped(made)
-                await self._knock()  # the client hides why it was not let in behind "unable to bootstrap"
-                raise
+                why = await why_not(self._settings)
+                raise (NotLetIn if isinstance(why, InvalidSetting) else Away)(f"Kafka: {why}") from None
             except BaseException:
                 await _stopped(made)
                 raise
             self._producer = made
         return self._producer
-
-    async def _knock(self) -> None:
-        """Connect to the first broker alone. Raises what that says: it is away, or does not let us in."""
-        options = self._settings.client()
-        host, _, port = options.pop("bootstrap_servers")[0].rpartition(":")
-        del options["metadata_max_age_ms"]
-        connection = await create_conn(host.strip("[]"), int(port), **options)
-        connection.close()
 
     async def _publish(self, producer: AIOKafkaProducer, partition: int, payloads: Sequence[bytes]) -> None:
         sent = (SENT, rfc3339().encode())
