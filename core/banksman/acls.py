@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from aiokafka.errors import for_code
+from aiokafka.errors import ClusterAuthorizationFailedError, for_code
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from banksman.errors import BadDeployment
@@ -162,6 +162,8 @@ async def _make(admin: AIOKafkaAdminClient, principal: str, acl: Acl) -> None:
         error = for_code(code)
         if code and error.retriable:
             raise error(message)
+        if error is ClusterAuthorizationFailedError:
+            raise BadDeployment("this Kafka user may not make ACLs: that takes Alter on the cluster")
         if code:
             raise BadDeployment(f"{principal} {acl.operation} {acl.resource} {acl.name}: {message or error.__name__}")
 

@@ -7,10 +7,10 @@ going down as well: then the setting is named as a question.
 from __future__ import annotations
 
 import ssl
-from asyncio import IncompleteReadError
+from asyncio import IncompleteReadError, wait
 from typing import TYPE_CHECKING
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     AuthenticationFailedError,
     IllegalSaslStateError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from banksman.settings import Kafka
 
 ANSWER_MS = 2000
+GOODBYE_S = 0.1
 HOST_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
 TLS_ALERT = 0x1503
 """How a TLS server begins its answer to somebody who does not speak TLS; taken for the length of an answer of Kafka's."""
@@ -39,17 +40,17 @@ async def why_not(kafka: Kafka) -> InvalidSetting | BrokerAway:
     away: list[str] = []
     for server in options.pop("bootstrap_servers"):
         host, _, port = server.rpartition(":")
+        connection = AIOKafkaConnection(host.strip("[]"), int(port), **options)
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **options)
-            try:
-                await connection.send(MetadataRequest([]))  # who wants SASL says so only now
-            finally:
-                connection.close()
+            await connection.connect()
+            await connection.send(MetadataRequest([]))  # who wants SASL says so only now
         except (KafkaError, OSError, TimeoutError, EOFError) as error:
             said = _said(error, kafka)
             if isinstance(said, InvalidSetting):
                 return InvalidSetting(f"{server}: {said.message}", field=said.field)
             away.append(f"{server}: {said or f'{type(error).__name__}: {error}'}")
+        finally:
+            await wait({connection.close()}, timeout=GOODBYE_S)
     return BrokerAway(f"no broker at {kafka.kafka}: {'; '.join(away) or 'it let us in a moment later'}")
 
 

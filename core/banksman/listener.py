@@ -4,7 +4,7 @@
     body = await read_body(scope, receive, limit=…)
     await serve(application, open_socket(…), …)             wraps it in a `Guard`: Host, Origin, errors as RFC 9457
 
-Beyond loopback a listener wants TLS, or an explicit word that something in front of it has it.
+Beyond loopback a listener wants TLS, or an explicit word that something in front of it has it. TLS is 1.2 or newer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from banksman import certificates
 from banksman.errors import BadDeployment, InvalidSetting
 from banksman.http_body import media_type, read_body, require_type
 from banksman.http_connection import Connection
@@ -137,6 +139,12 @@ async def serve(
         config.load()
     except OSError as error:
         raise InvalidSetting(f"cannot be used: {error}", field="BANKSMAN_TLS_CERT_FILE or _KEY_FILE") from None
+    renewing: asyncio.Task[None] | None = None
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever this system's OpenSSL takes otherwise
+        renewing = asyncio.create_task(
+            certificates.follow(config.ssl, listener.tls_cert_file, listener.tls_key_file), name="certificate"
+        )
     server = _Server(config)
     opened.listen(config.backlog)
     say(address_of(opened, listener))
@@ -148,6 +156,8 @@ async def serve(
         await running
     finally:
         stopping.cancel()
+        if renewing is not None:
+            renewing.cancel()
         server.should_exit = True
         if not running.done():  # cancelled from outside: the socket is closed all the same
             running.cancel()

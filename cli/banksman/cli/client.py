@@ -242,7 +242,11 @@ class Client:
             return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
         return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
 
-    def _away(self, error: Exception) -> Unavailable:
+    def _away(self, error: Exception) -> BanksmanError:
+        if verified := getattr(error, "verify_message", ""):  # an SSLCertVerificationError's
+            return InvalidSetting(
+                f"the certificate of {self.base} is not trusted: {verified}", field="BANKSMAN_CA_FILE"
+            )
         if isinstance(error, TimeoutError):
             return Nobody(f"{self.base} did not answer in time ({self._variable} says where)")
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__

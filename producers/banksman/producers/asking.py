@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from banksman import codec
 from banksman.errors import Refused
-from banksman.producers.connection import Connection, address, clock
+from banksman.producers.connection import Connection, address, clock, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,8 +113,7 @@ class Asker:
                 with self._connection() as connection:
                     answer = connection.post("/v1/decide", body, self._headers, until=until)
             except (OSError, HTTPException) as error:
-                told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                why, wait = f"{self._url}: {told}", pause
+                why, wait = f"{self._url}: {reason(error)}", pause
             else:
                 if answer.status == 200:
                     return Heard(_decision(answer), until)

@@ -75,6 +75,13 @@ class Answer:
         return f"{self.status} {f'{field}: ' if field else ''}{detail or http.client.responses.get(self.status, '')}".strip()
 
 
+def reason(error: Exception) -> str:
+    """Why there is no answer, in one line; which setting it is about where a certificate is not trusted."""
+    if verified := getattr(error, "verify_message", ""):  # an SSLCertVerificationError's
+        return f"its certificate is not trusted: {verified} (BANKSMAN_CA_FILE says whose are)"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class Connection:
     """For one thread at a time, but for `abort`."""
 

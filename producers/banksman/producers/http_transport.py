@@ -6,7 +6,7 @@ import re
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from banksman.producers.connection import Connection, address, clock
+from banksman.producers.connection import Connection, address, clock, reason
 from banksman.producers.transport import Away, NotLetIn, Rejected
 from banksman.signing import Credential
 from banksman.stamps import rfc3339
@@ -55,8 +55,7 @@ class HttpTransport:
         try:
             answer = self._connection.post("/v1/events", b"\n".join(payloads), headers, until=clock() + self._timeout)
         except (OSError, HTTPException) as error:
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise Away(f"nobody answers at {self._url}: {why}") from None
+            raise Away(f"nobody answers at {self._url}: {reason(error)}") from None
         if answer.status != 200:
             raise refusal(answer, len(payloads))
 
