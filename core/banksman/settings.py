@@ -124,6 +124,13 @@ class ClickHouse(Concern, frozen=True, kw_only=True):
     clickhouse_database: Annotated[str, _about("Database of ours.", pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")] = (
         "banksman"
     )
+    clickhouse_cluster: Annotated[
+        str,
+        _about(
+            "Cluster, as the servers' configuration names it: the tables are replicated and sharded there. Empty: one server.",
+            pattern="^([A-Za-z_][A-Za-z0-9_-]{0,63})?$",
+        ),
+    ] = ""
     clickhouse_user: Annotated[str, _about("User that migrates and writes.")] = "admin"
     clickhouse_password: Annotated[str, _about("Its password; better in a file.")] = ""
     clickhouse_password_file: Annotated[str, _about("File that holds its password.")] = ""

@@ -416,3 +416,21 @@ async def test_a_client_certificate_is_a_user_too(secured: Secured) -> None:
     finally:
         await asyncio.to_thread(transport.close)
     assert await bus.end_of(root, "mutual.actions") == 1
+
+
+def test_a_worker_comes_with_a_client_certificate(plant: Plant) -> None:
+    """Faust's own clients, too: its tables are topics, which it makes, reads and writes by itself."""
+    kafka_settings = msgspec.structs.replace(plant.secured.mutual("worker"), topic_prefix="worker.")
+    root = plant.secured.broker.node.settings(topic_prefix="worker.", partitions=1)
+    asyncio.run(provision.create_topics(root))
+    asyncio.run(acls.make(root, {"processors": ["User:worker"]}))
+    own = {f"BANKSMAN_{name.upper()}": str(value) for name, value in msgspec.structs.asdict(kafka_settings).items()}
+    log = plant.folder / "worker.log"
+    environment = plant.environment("processors") | own | {"PYTHONUNBUFFERED": "1"}
+    process = children.spawn([BANKSMAN, "serve", "processors"], log=log, env=environment)
+    try:
+        until(lambda: process.poll() is not None or "processors ready" in log.read_text(), "it is ready")
+        assert process.poll() is None, children.last_lines(log)
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -13,6 +13,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from urllib3.exceptions import HTTPError
 
 from banksman.errors import InvalidInput, InvalidSetting, StoreAway
+from banksman.store import cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +82,8 @@ class Store:
         self, sql: str, parameters: Mapping[str, Any] | None = None, *, limits: Mapping[str, Any] | None = None
     ) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         """(column names, rows), otherwise as `query`."""
+        if self._settings.clickhouse_cluster:
+            sql = cluster.globally(sql)
         try:
             result = self._connected().query(sql, parameters=dict(parameters or {}), settings=dict(limits or {}))
         except (ClickHouseError, HTTPError, OSError) as error:
@@ -127,6 +130,7 @@ class Store:
                     "min_insert_block_size_bytes": 0,
                     "optimize_on_insert": 0,  # a block holds no row twice: it need not be searched for one
                     "input_format_null_as_default": 1,
+                    **(cluster.INSERT if self._settings.clickhouse_cluster else {}),
                 },
             )
         except (ClickHouseError, HTTPError, OSError) as error:

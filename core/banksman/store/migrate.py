@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from banksman.errors import BadDeployment
+from banksman.errors import BadDeployment, InvalidSetting
+from banksman.store import cluster
 from banksman.store.client import Store
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ def migrations(settings: ClickHouse) -> list[Migration]:
         text = file.read_text()
         bare = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
         ready = _PLACE.sub(lambda place: places[place[1]], bare)
-        statements = tuple(part.strip() for part in ready.split(";\n") if part.strip(" ;\n"))
-        found.append(Migration(int(match[1]), file.name, text, tuple(s.rstrip(";") for s in statements)))
+        statements = [part.strip().rstrip(";") for part in ready.split(";\n") if part.strip(" ;\n")]
+        if name := settings.clickhouse_cluster:
+            statements = [made for one in statements for made in cluster.on_cluster(one, name)]
+        found.append(Migration(int(match[1]), file.name, text, tuple(statements)))
     found.sort(key=lambda migration: migration.number)
     return found
 
@@ -79,6 +82,8 @@ def migrate(settings: ClickHouse) -> list[Migration]:
     """
     store = Store(settings, reader=False, timeout=300)
     try:
+        if settings.clickhouse_cluster:
+            _know_cluster(store, settings.clickhouse_cluster)
         todo = pending(store, settings)
         for migration in todo:
             for statement in migration.statements:
@@ -88,16 +93,46 @@ def migrate(settings: ClickHouse) -> list[Migration]:
                 "VALUES ({number:UInt16}, {name:String}, {sha256:String})",
                 {"number": migration.number, "name": migration.name, "sha256": migration.sha256},
             )
-        _keep_as_set(store, settings.retention_days)
+        _keep_as_set(store, settings)
         return todo
     finally:
         store.close()
 
 
-def _keep_as_set(store: Store, days: int) -> None:
-    """The migration that made the table took the setting of its time; it may have been changed since."""
-    [table] = store.query(
-        "SELECT engine_full FROM system.tables WHERE database = {d:String} AND name = 'events'", {"d": store.database}
+def _know_cluster(store: Store, name: str) -> None:
+    """InvalidSetting, BadDeployment: the server has no such cluster, or would itself write to every replica of a shard."""
+    shards = store.query(
+        "SELECT internal_replication AS replicates FROM system.clusters WHERE cluster = {c:String}", {"c": name}
     )
-    if f"toIntervalDay({days})" not in table["engine_full"]:
-        store.command(f"ALTER TABLE `{store.database}`.events MODIFY TTL toDateTime(received) + INTERVAL {days:d} DAY")
+    if not shards:
+        raise InvalidSetting(
+            f"the server's configuration names no cluster {name!r}", field="BANKSMAN_CLICKHOUSE_CLUSTER"
+        )
+    if not all(shard["replicates"] for shard in shards):
+        raise BadDeployment(
+            f"internal_replication has to be true for every shard of the cluster {name}: the tables replicate"
+        )
+
+
+def _keep_as_set(store: Store, settings: ClickHouse) -> None:
+    """The migration that made the table took the setting of its time; it may have been changed since.
+
+    BadDeployment: the tables were made for one server and a cluster is set, or the other way round.
+    """
+    engines = {
+        row["name"]: row["engine_full"]
+        for row in store.query(
+            "SELECT name, engine_full FROM system.tables WHERE database = {d:String}", {"d": store.database}
+        )
+    }
+    if engines["events"].startswith("Distributed") != bool(settings.clickhouse_cluster):
+        raise BadDeployment(
+            f"the tables in `{store.database}` were made {'without' if settings.clickhouse_cluster else 'for'} a cluster, "
+            "which cannot be changed: set BANKSMAN_CLICKHOUSE_CLUSTER as it was, or a new BANKSMAN_CLICKHOUSE_DATABASE, "
+            "which the archiver fills from Kafka"
+        )
+    table, days = cluster.local("events") if settings.clickhouse_cluster else "events", settings.retention_days
+    if f"toIntervalDay({days})" not in engines[table]:
+        change = f"ALTER TABLE `{store.database}`.events MODIFY TTL toDateTime(received) + INTERVAL {days:d} DAY"
+        for statement in cluster.on_cluster(change, name) if (name := settings.clickhouse_cluster) else [change]:
+            store.command(statement)
