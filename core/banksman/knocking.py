@@ -7,10 +7,10 @@ going down as well: then the setting is named as a question.
 from __future__ import annotations
 
 import ssl
-from asyncio import IncompleteReadError, wait
-from typing import TYPE_CHECKING
+from asyncio import IncompleteReadError, gather, wait
+from typing import TYPE_CHECKING, Any
 
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.errors import (
     AuthenticationFailedError,
     IllegalSaslStateError,
@@ -37,21 +37,29 @@ async def why_not(kafka: Kafka) -> InvalidSetting | BrokerAway:
     """Why a client of these settings cannot get in: what the first broker with a reason says, else that nobody answers."""
     options = kafka.client() | {"request_timeout_ms": ANSWER_MS}
     del options["metadata_max_age_ms"]
-    away: list[str] = []
-    for server in options.pop("bootstrap_servers"):
-        host, _, port = server.rpartition(":")
-        connection = AIOKafkaConnection(host.strip("[]"), int(port), **options)
-        try:
-            await connection.connect()
-            await connection.send(MetadataRequest([]))  # who wants SASL says so only now
-        except (KafkaError, OSError, TimeoutError, EOFError) as error:
-            said = _said(error, kafka)
-            if isinstance(said, InvalidSetting):
-                return InvalidSetting(f"{server}: {said.message}", field=said.field)
-            away.append(f"{server}: {said or f'{type(error).__name__}: {error}'}")
-        finally:
-            await wait({connection.close()}, timeout=GOODBYE_S)
-    return BrokerAway(f"no broker at {kafka.kafka}: {'; '.join(away) or 'it let us in a moment later'}")
+    servers = collect_hosts(options.pop("bootstrap_servers"), randomize=False)
+    answers = await gather(*(_knock(host, port, kafka, options) for host, port, _ in servers))
+    certain = next((one for one in answers if isinstance(one, InvalidSetting)), None)
+    said = "; ".join(one for one in answers if isinstance(one, str) and one)
+    return certain or BrokerAway(f"no broker at {kafka.kafka}: {said or 'it let us in a moment later'}")
+
+
+async def _knock(host: str, port: int, kafka: Kafka, options: dict[str, Any]) -> InvalidSetting | str:
+    """What one broker says, "" where it lets us in."""
+    server = f"{host}:{port}"
+    connection = AIOKafkaConnection(host, port, **options)
+    try:
+        await connection.connect()
+        await connection.send(MetadataRequest([]))  # who wants SASL says so only now
+    except (KafkaError, OSError, TimeoutError, EOFError) as error:
+        said = _said(error, kafka)
+        if isinstance(said, InvalidSetting):
+            return InvalidSetting(f"{server}: {said.message}", field=said.field)
+        return f"{server}: {said or f'{type(error).__name__}: {error}'}"
+    else:
+        return ""
+    finally:
+        await wait({connection.close()}, timeout=GOODBYE_S)
 
 
 def _said(error: BaseException, kafka: Kafka) -> InvalidSetting | str:

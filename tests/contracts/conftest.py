@@ -113,8 +113,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     made = Place(given, None)
     made.settings = settings.ClickHouse(**made._given() | {"clickhouse_database": database})  # type: ignore[arg-type]
     yield made
+    everywhere = f" ON CLUSTER `{given.clickhouse_cluster}`" if given.clickhouse_cluster else ""
     with made.store() as store:
-        store.command(f"DROP DATABASE IF EXISTS `{database}`")
+        store.command(f"DROP DATABASE IF EXISTS `{database}`{everywhere}")
 
 
 @pytest.fixture(autouse=True)

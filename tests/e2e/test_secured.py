@@ -151,9 +151,9 @@ def plant(
         yield made
     finally:
         for process in made.running.values():
-            process.terminate()
+            process.kill()
         for process in made.running.values():
-            process.wait(20)
+            process.wait()
 
 
 def test_the_whole_path_is_open(plant: Plant) -> None:
@@ -432,5 +432,5 @@ def test_a_worker_comes_with_a_client_certificate(plant: Plant) -> None:
         until(lambda: process.poll() is not None or "processors ready" in log.read_text(), "it is ready")
         assert process.poll() is None, children.last_lines(log)
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()
+        process.wait()
