@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.enforcer.conftest import POLICY, PUSH, Desk, Tape, two_replicas
+from tests.enforcer.conftest import POLICY, PUSH, Desk, two_replicas
 from tests.enforcer.inside import Inside, eventually, inside
 from tests.servers import PARTITIONS, Broker
 
