@@ -44,20 +44,38 @@ async def kill(made: Inside, desk: Desk, session: str = "doomed") -> Any:
 async def test_a_replica_that_comes_while_a_command_is_on_its_way_is_waited_for(
     desk: Desk, made: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its heartbeat lies right before the command: when that was asked for nobody here knew of it, and it may have a lease that
-    does not know of the command.
+    """Its heartbeat lies right before the command, and the reader meets it on the way there: nobody knew of it when the command
+    was written or acknowledged, and it may have a lease that does not know of the command.
     """
-    records = made.replica.records
-    real = records.control
+    records, control, state = made.replica.records, made.replica.control, made.replica.state
+    really, read, apply = records.control, control.applied, state.apply
+    held: list[tuple[Any, ...]] = []
+    passed = False
 
     async def overtaken(event: Any, **more: Any) -> int:
         if isinstance(event, SessionKilled):
-            assert [one.replica for one in made.replica.live()] == [made.replica.id]
-            await real(ghost(), key="replica/ghost")
-        return await real(event, **more)
+            await really(ghost(), key="replica/ghost")
+        return await really(event, **more)
+
+    def hold(event: Any, *where: Any) -> bool:
+        if isinstance(event, Replica) and event.replica == "ghost" and not passed:
+            held.append((event, *where))
+            return False
+        return apply(event, *where)
+
+    async def meet(offset: int) -> None:
+        nonlocal passed
+        passed = True
+        assert [one.replica for one in made.replica.live()] == [made.replica.id]
+        await read(offset)
+        for one in held:
+            apply(*one)
 
     monkeypatch.setattr(records, "control", overtaken)
+    monkeypatch.setattr(state, "apply", hold)
+    monkeypatch.setattr(control, "applied", meet)
     told = (await kill(made, desk)).body
+    assert held
     assert (told["replicas"], told["in_force"], told["fenced"]) == (2, 1, ["ghost"])
     assert told["took_ms"] >= LEASE_S * 1000
 
