@@ -15,6 +15,7 @@ from tests.proxy import Proxy
 from tests.servers import Broker, child_environment
 
 from banksman.local import children, jars, java, kafka
+from banksman.stamps import uuid7
 
 LEASE_S = 3
 ROOM = {"BANKSMAN_LEASE_S": str(LEASE_S), "BANKSMAN_AGENT_RATE": "100000"}
@@ -50,8 +51,8 @@ def gate(tmp_path: Path) -> Iterator[tuple[Broker, Proxy]]:
             process.wait()
 
 
-def ask(desk: Desk, at: Enforcer, session: str) -> Answer:
-    return at("POST", "/v1/decide", PUSH | {"session": session}, token=desk.agents["buyer"].token, timeout=60)
+def ask(desk: Desk, at: Enforcer, session: str, **more: str) -> Answer:
+    return at("POST", "/v1/decide", PUSH | {"session": session} | more, token=desk.agents["buyer"].token, timeout=60)
 
 
 @pytest.mark.slow
@@ -59,7 +60,9 @@ def ask(desk: Desk, at: Enforcer, session: str) -> Answer:
 def test_a_replica_that_is_cut_off_from_kafka_allows_nothing_once_the_kill_is_answered(
     gate: tuple[Broker, Proxy], tmp_path: Path, how: str
 ) -> None:
-    """It is well, its clients reach it, and the command never does."""
+    """It is well, its clients reach it, and the command never does. What it has answered before it could answer again without
+    a record.
+    """
     broker, proxy = gate
     desk = make_desk(broker, tmp_path)
     one = make_replica(desk, "one", policies=None, **ROOM)
@@ -69,7 +72,8 @@ def test_a_replica_that_is_cut_off_from_kafka_allows_nothing_once_the_kill_is_an
             ends.callback(replica.end)
             replica.start()
         until(lambda: len(one("GET", "/v1/status", token=desk.viewer).body["replicas"]) == 2)
-        assert ask(desk, two, "doomed").body["decision"] == "allow"
+        question = uuid7()
+        assert ask(desk, two, "doomed", id=question).body["decision"] == "allow"
         other = two("GET", "/v1/status", token=desk.viewer).body["replica"]
         if how == "silent":
             proxy.silence()
@@ -83,6 +87,8 @@ def test_a_replica_that_is_cut_off_from_kafka_allows_nothing_once_the_kill_is_an
         told = one("POST", "/v1/sessions/doomed/kill?agent=buyer", body, token=desk.admin, timeout=60)
         assert told.status == 200, told.raw
         assert (told.body["fenced"], told.body["replicas"]) == ([other], 2)
+        again = ask(desk, two, "doomed", id=question)
+        assert again.status == 503, again.raw
         for _ in range(20):
             answer = ask(desk, two, "doomed")
             assert answer.status == 503, answer.raw
