@@ -117,8 +117,13 @@ async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> lis
                     raise error(message)
                 raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
 
+    async def listed(admin: AIOKafkaAdminClient) -> None:
+        if not {topic.name for topic in wanted} <= set(await admin.list_topics()):
+            raise NodeNotReadyError("it does not know of the new topics yet")
+
     if wanted:
         await asked(settings, created, patience)
+        await asked(settings, listed, patience)  # who is told that they are there must find them there
     return missing
 
 

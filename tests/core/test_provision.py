@@ -63,6 +63,25 @@ async def test_wrong_topics_are_named(broker: Broker) -> None:
         assert part in str(caught.value)
 
 
+async def test_three_copies_want_two_that_are_in_sync(kafka_settings: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one broker alone acknowledges, and what it had is gone with it. As if each topic had been made with three copies."""
+    real = provision._asked
+
+    async def asked(*given: Any) -> Any:
+        topics, answers = await real(*given)
+        for topic in topics:
+            for partition in topic["partitions"]:
+                partition["replicas"] = [1, 2, 3]
+        return topics, answers
+
+    monkeypatch.setattr(provision, "_asked", asked)
+    with pytest.raises(BadDeployment) as caught:
+        await provision.check_topics(kafka_settings)
+    for topic in Topic:
+        said = f"{kafka_settings.topic(topic)}: min.insync.replicas must be 2 or more with 3 copies"
+        assert said in str(caught.value)
+
+
 async def test_a_broker_that_does_not_know_its_controller_yet_is_asked_again(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

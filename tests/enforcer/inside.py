@@ -49,9 +49,10 @@ class Inside:
             given["authorization"] = f"Bearer {token}"
         given |= {name.lower(): value for name, value in (headers or {}).items()}
         raw = b"" if body is None else json.dumps(body).encode()
+        path, _, query = path.partition("?")
         pieces: list[Any] = [{"type": "http.request", "body": raw, "more_body": False}]
         scope = {
-            "type": "http", "method": method, "path": path, "query_string": b"",
+            "type": "http", "method": method, "path": path, "query_string": query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         }  # fmt: skip
         told: dict[str, Any] = {"body": b""}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -145,6 +146,21 @@ def test_clickhouse_away_loses_nothing(archive: Archive, clickhouse_server: Clic
     finally:
         clickhouse_server.start()
     archive.until(lambda: archive.count() == 301)
+
+
+def test_a_hundred_and_fifty_dates_are_one_day(archive: Archive) -> None:
+    """Of an author with a lying clock: by its dates, one insert would make more partitions than ClickHouse takes in one, and
+    retention would take the old ones at once.
+    """
+    days = [datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=17 * n) for n in range(150)]
+    archive.publish(*[archive.action(text=str(n), time=stamps.rfc3339(day)) for n, day in enumerate(days)])
+    archive.start()
+    archive.until(lambda: archive.count() == 150)
+    found = archive.ask(
+        "SELECT uniqExact(toDate(time)) AS dates, uniqExact(_partition_id) AS days FROM @events WHERE topic = 'actions'"
+    )
+    assert (found[0]["dates"], found[0]["days"] <= 2) == (150, True)  # two, if it is midnight
+    assert archive.ends(Topic.DEAD) == 0
 
 
 def test_late_is_not_skew(archive: Archive) -> None:

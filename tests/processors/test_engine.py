@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from banksman import codec
 from banksman.bus import partition_of
 from banksman.errors import BadDeployment
-from banksman.events import ModelCall, Note
+from banksman.events import ModelCall, Note, ToolCall, ToolResult
 from banksman.policy.rules import AgentPolicy, Budget
 from banksman.processors.detector import Detector, Sighting, Spent
-from banksman.processors.detectors import budgets
+from banksman.processors.detectors import budgets, loops
 from banksman.processors.worker import states
 from banksman.processors.worker.engine import FAILURES, SOURCES, Engine, Output, Record
 from banksman.processors.worker.outbox import _id
@@ -69,6 +69,7 @@ class World:
     tables: dict[str, dict[bytes, bytes]] = field(default_factory=lambda: {SOURCES: {}, "budgets": {}, "count": {}})
     told: dict[str, Output] = field(default_factory=dict)
     offset: int = 0
+    rules: AgentPolicy = RULES
 
     def __post_init__(self) -> None:
         self.start()
@@ -76,7 +77,7 @@ class World:
     def start(self) -> None:
         """A worker that knows only what was written."""
         self.engine = Engine(
-            Verifier(SECRET), load_prices(), lambda _p, _a: RULES, self.detectors, self.tables, PARTITIONS
+            Verifier(SECRET), load_prices(), lambda _p, _a: self.rules, self.detectors, self.tables, PARTITIONS
         )
         list(self.engine.begin())
 
@@ -87,7 +88,7 @@ class World:
         by = signer or Signer(author, key_of(SECRET, 1, author), 1)
         base: dict[str, Any] = {
             "v": 1, "id": uuid7(), "time": rfc3339_ms(received), "source": "x", "project": "p", "agent": "a", "session": "s",
-        } | ({"text": "hello"} if kind is Note else {"model": "m"})  # fmt: skip
+        } | ({"text": "hello"} if kind is Note else {"model": "m"} if kind is ModelCall else {})  # fmt: skip
         event = kind(**(base | changes))
         value, key = codec.encode(event), event.agent.encode()
         partition = partition_of(key, PARTITIONS) if partition is None else partition
@@ -169,6 +170,32 @@ def test_a_wrong_clock_gains_nothing_and_what_is_late_is_marked() -> None:
         world.record(Note, time=rfc3339_ms(NOW + 3_600_000)),
     )
     assert seen == [False, False, True, False]  # a wrong clock excuses nothing
+
+
+def test_a_spool_that_is_emptied_after_an_outage_is_spent_and_ends_no_session() -> None:
+    """Six failures of the same within a second of the broker's time, an hour old: what they cost is spent, and they are no
+    loop of now. As they happen, they are one.
+    """
+    rules = msgspec.structs.replace(RULES, on_loop="kill")
+
+    def seen(**late: Any) -> tuple[int, list[str]]:
+        tables: dict[str, dict[bytes, bytes]] = {name: {} for name in (SOURCES, "budgets", "loops")}
+        world = World((budgets.DETECTOR, loops.DETECTOR), tables, rules=rules)
+        records = []
+        for _ in range(6):
+            call = uuid7()
+            about: dict[str, Any] = {"id": call, "service": "ci", "action": "run", "args_hash": "h"}
+            records.append(world.record(ToolCall, call=call, **about, **late))
+            records.append(world.record(ToolResult, parent=call, call=call, status="error", error="no", **late))
+            records.append(world.record(ModelCall, input_tokens=10, **late))
+        world.take(*records)
+        acts = [str(one.what.act) for one in world.told.values() if isinstance(one.what, Sighting)]
+        return world.spent(), acts
+
+    hour_ago: dict[str, Any] = {"time": rfc3339_ms(NOW - 3_600_000), SENT: rfc3339_ms(NOW).encode()}
+    assert seen(**hour_ago) == (60, [])
+    spent, acts = seen()
+    assert (spent, "kill" in acts) == (60, True)
 
 
 def test_history_has_states_of_its_own() -> None:

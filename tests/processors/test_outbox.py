@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,14 @@ def test_nobody_is_told_that_it_is_done_before_it_is(floor: Floor) -> None:
     (finding,) = floor.until(lambda: floor.records(Topic.ALERTS))
     assert finding["evidence"]["done"] == "nothing: the policy wants a kill, and it was seen too late"
     assert not floor.records(Topic.CONTROL)
+
+
+def test_nothing_is_done_about_history(floor: Floor) -> None:
+    """A loop in a recording that is replayed: it is told, marked as the run's, and no session of today is killed for it."""
+    now = time.time_ns() // 1_000_000
+    tell(floor, replace(loop(now - 1000, "s1"), run="run-1"), loop(now - 1000, "s2"))
+    findings = floor.until(lambda: len(found := floor.records(Topic.ALERTS)) == 2 and found)
+    told = {one["session"]: (one["_headers"].get("banksman-replay"), one["evidence"].get("done")) for one in findings}
+    assert told == {"s1": (b"run-1", None), "s2": (None, "the session is killed")}
+    floor.until(lambda: floor.records(Topic.CONTROL, kind="session.killed"))
+    assert [one["session"] for one in floor.records(Topic.CONTROL, kind="session.killed")] == ["s2"]

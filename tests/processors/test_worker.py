@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from tests import raw_batches
 from tests.processors.working import POLICY, Floor, a_floor
 from tests.servers import PARTITIONS, Broker, freeze
 
-from banksman import bus, signing, stamps
+from banksman import bus, provision, signing, stamps
 from banksman.events import PolicyLoaded, Replica
 from banksman.topics import Topic
 
@@ -92,6 +94,48 @@ def test_what_is_counted_is_the_log_however_often_workers_are_killed(floor: Floo
     floor.until(lambda: {one["agent"] for one in pages()} == {name for name in agents if spent[name] >= 2000})
     ids = {(one["agent"], one["id"]) for one in pages()}
     assert len(ids) == len({agent for agent, _ in ids})  # one each; told twice it has one id
+
+
+def test_killed_after_it_told_and_before_it_wrote_what_it_knows(floor: Floor) -> None:
+    """The changelog takes nothing while the worker tells: the next one tells the same under the same ids, and counts once."""
+    floor.policy()
+    worker = floor.start()
+    floor.ready(worker)
+    floor.put(floor.action(input_tokens=600))
+    floor.until(lambda: floor.spent() == 600)
+    changelog = f"{floor.kafka.topic_prefix}processors-budgets-changelog"
+    largest(floor, changelog, 1)
+    floor.put(floor.action(input_tokens=500))
+    floor.until(lambda: floor.spent() == 1100)
+    floor.until(lambda: b"states are not written yet" in floor.log().read_bytes())
+    worker.kill()
+    worker.wait()
+    largest(floor, changelog, 2 << 20)
+    floor.ready(floor.start(), times=2)
+    floor.put(floor.action(input_tokens=1))
+    floor.until(lambda: floor.spent() == 1101)
+    pages = floor.records(Topic.ALERTS, kind="finding", detector="budgets", severity="page")
+    assert (len(pages), len({one["id"] for one in pages})) == (2, 1)
+    told = [one for one in floor.records(Topic.LIMITS, kind="budget") if one["spent"] == 1100]
+    assert (len(told), len({one["id"] for one in told})) == (2, 1)
+
+
+def largest(floor: Floor, topic: str, size: int) -> None:
+    """What the broker takes as a record of a topic."""
+
+    async def alter() -> None:
+        admin = await provision.connect_admin(floor.kafka)
+        try:
+            wanted = {
+                "cleanup.policy": "compact",
+                "message.timestamp.type": "LogAppendTime",
+                "max.message.bytes": str(size),
+            }
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=wanted)])
+        finally:
+            await admin.close()
+
+    asyncio.run(alter())
 
 
 def test_a_worker_that_stood_still_changes_nothing_when_it_goes_on(floor: Floor) -> None:

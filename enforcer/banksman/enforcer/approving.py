@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -170,19 +171,23 @@ class Approving:
         )  # fmt: skip
         offset = -1
         try:
-            offset = await self._replica.records.control_soon(
-                claim, landed=lambda late: self.undo(msgspec.structs.replace(claim, undoes=late))
-            )
+            offset = await self._replica.records.control_soon(claim, landed=partial(self._landed, claim))
             won = await self.outcome(offset)
         except Unavailable as error:
-            if offset >= 0:
-                self.undo(msgspec.structs.replace(claim, undoes=offset))
+            self._landed(claim, offset)
             raise problem(503, f"the approval may or may not be taken: {error}; ask again", retry_after=1) from None
         if not won:
             late = known.status(now_ms()) == "expired"
             return _no(ruling, Reason.APPROVAL_EXPIRED if late else Reason.APPROVAL_USED), None
         won_claim = msgspec.structs.replace(claim, undoes=offset)
         return msgspec.structs.replace(ruling, decision="allow", tier=ASK, reason=Reason.APPROVED), won_claim
+
+    def _landed(self, claim: Claim, offset: int) -> None:
+        """It is on the log at `offset`, and its request was told that this cannot be said. -1: it may be there, nobody can say
+        where. Then it cannot be undone, and stays its request's own, which gets its answer when it asks again.
+        """
+        if offset >= 0:
+            self.undo(msgspec.structs.replace(claim, undoes=offset))
 
     def undo(self, claim: Claim) -> None:
         """Give an approval back that was claimed for an answer which was never given."""

@@ -239,7 +239,8 @@ class Decider:
                 await asyncio.shield(requested)  # others may wait for the same one
             elif ruling.reason is Reason.APPROVED:
                 used = self._approving.used(caller, record)
-                await asyncio.gather(decision, used)
+                await decision  # first: if only this one lands, it is voided
+                await used
             else:
                 await decision
         except Unavailable as error:
