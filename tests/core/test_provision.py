@@ -65,7 +65,7 @@ async def test_wrong_topics_are_named(broker: Broker) -> None:
 
 async def test_three_copies_want_two_that_are_in_sync(kafka_settings: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one broker alone acknowledges, and what it had is gone with it. As if each topic had been made with three copies."""
-    real = provision._asked
+    real = provision.asked
 
     async def asked(*given: Any) -> Any:
         topics, answers = await real(*given)
