@@ -74,7 +74,7 @@ async def test_three_copies_want_two_that_are_in_sync(kafka_settings: Kafka, mon
                 partition["replicas"] = [1, 2, 3]
         return topics, answers
 
-    monkeypatch.setattr(provision, "_asked", asked)
+    monkeypatch.setattr(provision, "asked", asked)
     with pytest.raises(BadDeployment) as caught:
         await provision.check_topics(kafka_settings)
     for topic in Topic:
