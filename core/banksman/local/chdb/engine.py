@@ -16,6 +16,7 @@ from urllib.parse import quote
 import chdb
 
 from banksman.local.chdb.faults import Fault, from_engine
+from banksman.local.chdb.full_disk import FullDisk
 from banksman.local.chdb.handle import Handle
 from banksman.local.chdb.roles import READER, write_configuration
 from banksman.local.chdb.watch import Watch
@@ -73,6 +74,7 @@ class Engine:
         self.version, self.timezone = first.run("SELECT version(), timezone()").decode().strip().split("\t")
         self.table_functions = frozenset(first.run("SELECT name FROM system.table_functions").decode().lower().split())
         self.watch = Watch(self._kill)
+        self._full_disk = FullDisk(self._refused, self._parts)
 
     def close(self, within: float) -> bool:
         """Let no query begin, end the reads, wait for the writes, let go of the path. False: some did not end in time, and
@@ -88,6 +90,7 @@ class Engine:
                 session.handle.close()
             self._sessions.clear()
         self.watch.close()
+        self._full_disk.close()
         self._keep.close()
         return True
 
@@ -162,6 +165,19 @@ class Engine:
         handle = self._connect()
         try:
             handle.run(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
+        finally:
+            handle.close()
+
+    def _refused(self) -> int:
+        return int(self._ask("SELECT sum(value) FROM system.errors WHERE name = 'NOT_ENOUGH_SPACE'")[0])
+
+    def _parts(self) -> list[str]:
+        return self._ask("SELECT path FROM system.parts WHERE active AND database != 'system'")
+
+    def _ask(self, sql: str) -> list[str]:
+        handle = self._connect()
+        try:
+            return handle.run(sql).decode().splitlines()
         finally:
             handle.close()
 
