@@ -45,7 +45,7 @@ def test_the_schema_takes_the_example_and_refuses_what_is_wrong() -> None:
     for over, where in (
         ({"kafka": {"brokers": "kafka"}}, "kafka/brokers"),
         ({"kafka": {"security": "TLS"}}, "kafka/security"),
-        ({"clickhouse": {"cluster": "main"}}, "clickhouse/cluster"),
+        ({"clickhouse": {"cluster": "my cluster"}}, "clickhouse/cluster"),
         ({"image": {"tag": "latest"}}, "image/tag"),
         ({"enforcer": {"replicas": 0}}, "enforcer/replicas"),
         ({"settings": {"BANKSMAN_KAFKA_PASSWORD": "hunter2"}}, "settings"),
@@ -246,10 +246,16 @@ def test_plain_http_and_policies_have_to_be_said() -> None:
     assert "policies: give exactly one" in refused("--set=policies.configMap=")
     assert "policies: give exactly one" in refused("--set=policies.claim=x")
     assert "kafka.brokers" in refused("--set=kafka.brokers=").replace("/kafka/brokers", "kafka.brokers")
-    assert "cluster" in refused("--set=clickhouse.cluster=main")
+    assert "cluster" in refused("--set=clickhouse.cluster=my cluster")
     plain = pods(rendered_chart("--set=tls.secret=,tls.allowPlainHttp=true"))
     assert environment(plain["enforcer"])["BANKSMAN_ALLOW_PLAIN_HTTP"] == "true"
     assert plain["enforcer"]["containers"][0]["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
+
+
+def test_a_cluster_is_named_to_whoever_asks_clickhouse() -> None:
+    made = {name: environment(pod) for name, pod in pods(rendered_chart("--set=clickhouse.cluster=main")).items()}
+    told = {name for name, known in made.items() if known.get("BANKSMAN_CLICKHOUSE_CLUSTER") == "main"}
+    assert told == {name for name, known in made.items() if "BANKSMAN_CLICKHOUSE" in known} != set()
 
 
 def test_policies_as_files_become_a_config_map() -> None:

@@ -95,6 +95,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if has .name (list "migrate" "archiver" "console") }}
 - {name: BANKSMAN_CLICKHOUSE, value: {{ $values.clickhouse.url | quote }}}
 - {name: BANKSMAN_CLICKHOUSE_DATABASE, value: {{ $values.clickhouse.database }}}
+{{- if $values.clickhouse.cluster }}
+- {name: BANKSMAN_CLICKHOUSE_CLUSTER, value: {{ $values.clickhouse.cluster }}}
+{{- end }}
 - {name: BANKSMAN_RETENTION_DAYS, value: {{ $values.clickhouse.retentionDays | quote }}}
 {{- if $values.clickhouse.caSecret }}
 - {name: BANKSMAN_CLICKHOUSE_CA_FILE, value: /run/secrets/clickhouse-ca/ca.crt}
