@@ -72,7 +72,7 @@ def tell(line: str) -> None:
 def until(run: Run, chance: random.Random, end: float) -> Iterator[Step]:
     """Rounds of everything, each in another order, until the time is over."""
     while True:
-        for step in schedule(run.stack.shape, run.names, chance, full=run.full):
+        for step in schedule(run.stack.shape, run.names, chance):
             if time.monotonic() >= end:
                 return
             yield step
@@ -87,7 +87,7 @@ def table(outcomes: dict[tuple[int, str], Outcome]) -> str:
         ("seed", [seed for _, seed in outcomes]),
         *((f"done: {what}", [outcome.steps[what] for outcome in every]) for what in done),
         *((name, [outcome.counts[name] for outcome in every]) for name in every[0].counts),
-        ("longest without an answer from anybody, s", [f"{outcome.longest_s:.1f}" for outcome in every]),
+        ("longest that an agent was not answered, s", [f"{outcome.longest_s:.1f}" for outcome in every]),
         *((f"FAULT {kind}", [dict(outcome.rows())[kind] for outcome in every]) for kind in KINDS),
     ]
     return "\n".join(f"{name:<66}" + "".join(f"{figure!s:>9}" for figure in figures) for name, figures in rows)

@@ -35,7 +35,8 @@ from banksman import signing
 
 FEET = {
     "http": (
-        "banksman     authenticates the agent, redacts, hashes and signs the record, and answers after Kafka has it (acks=all)",
+        "banksman     authenticates the agent, redacts, hashes and signs the record, and answers after Kafka has it",
+        "             (acks=all; one broker, which has it in the page cache)",
         "OPA          the caller says who it is; no log: nothing is recorded; console log: a line to a file, not awaited,",
         "             not on disk when the answer is sent",
         "AGT sidecar  the caller says who it is; nothing is recorded; no patterns: its rules list the names that are asked for",

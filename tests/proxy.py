@@ -87,6 +87,8 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs.add((client, server))
+            if self._away:  # since it was looked at
+                self.cut()
             threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
             threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
 

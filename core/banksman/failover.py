@@ -34,14 +34,15 @@ MOST_ASKED = 4
 
 PAUSE_S = 0.1
 """aiokafka's own pause between two tries."""
+LAST_EPOCH = (1 << 15) - 1
 
 
 def ready_for_failover(client: Any) -> None:
     """Make the changes above in an `AIOKafkaClient` that was not started yet; and a fourth:
 
-    When a partition has no leader, its fetcher and its sender ask for metadata again and again; each try fails at once where
-    the connection is refused, and nothing in the loop waits: 10,000 tries a second, and the event loop starves. So a failed
-    try takes as long as the client's own back-off.
+    When a partition has no leader, its fetcher and its sender ask for metadata again and again, and nothing in the loop waits:
+    10,000 tries a second where the connection is refused at once, hundreds where the other brokers answer. So a try that
+    failed, or that found a partition without a leader, takes as long as the client's own back-off.
     """
     ask, connect = client._metadata_update, client._get_conn  # noqa: SLF001 - there is no public place for any of it
     opening: defaultdict[Any, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -56,6 +57,8 @@ def ready_for_failover(client: Any) -> None:
             return False
         if cluster is client.cluster:
             _leave_unlisted(client)
+            if _leaderless(client.cluster):
+                await asyncio.sleep(PAUSE_S)
         return True
 
     client._get_conn_lock_value = contextlib.nullcontext()  # noqa: SLF001 - `connected` has a lock for each connection
@@ -83,6 +86,13 @@ async def _hedged(ask: Any, cluster: Any, topics: Any) -> bool:
             task.cancel()
 
 
+def _leaderless(cluster: Any) -> bool:
+    return any(
+        cluster.available_partitions_for_topic(topic) != cluster.partitions_for_topic(topic)
+        for topic in cluster.topics()
+    )
+
+
 def _leave_unlisted(client: Any) -> None:
     listed = {broker.nodeId for broker in client.cluster.brokers()}
     for (node, _), connection in list(client._conns.items()):  # noqa: SLF001
@@ -98,23 +108,28 @@ def never_out_of_order(producer: Any) -> None:
 
     * a batch whose partition has no leader waits for one; aiokafka takes numbers for it and gives it up after its time-out.
       Whoever published it has a deadline of their own;
-    * whoever had a batch refused (too large, not allowed) goes on as a new producer, whose numbers begin with 0. What is in
-      flight keeps the numbers that it has. (Java's producer does the same under the next epoch: KIP-360.)
+    * whoever had a batch refused (too large, not allowed) goes on in its next epoch, in which all numbers begin with 0, as
+      Java's producer does (KIP-360). What is in flight, one batch a partition, keeps the epoch and the numbers that it has.
     """
     accumulator, manager = producer._message_accumulator, producer._txn_manager  # noqa: SLF001
     pop = accumulator._pop_batch  # noqa: SLF001
 
     def popped(where: Any) -> Any:
         batch = pop(where)
-        if not batch.future.done():
+        if batch.retry_count == 1:  # the first time that it is sent
             batch.future.add_done_callback(ended)
         return batch
 
     def ended(future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is not None:
+        if future.cancelled() or future.exception() is None or not manager.has_pid():
+            return
+        producer_id, epoch = manager._pid_and_epoch  # noqa: SLF001
+        if epoch < LAST_EPOCH:
+            manager._pid_and_epoch = PidAndEpoch(producer_id, epoch + 1)  # noqa: SLF001
+        else:  # another id is asked for before anything else is sent
             manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
-            manager._sequence_numbers.clear()  # noqa: SLF001
             manager._pid_waiter = future.get_loop().create_future()  # noqa: SLF001
+        manager._sequence_numbers.clear()  # noqa: SLF001
 
     accumulator._batch_ttl = math.inf  # noqa: SLF001
     accumulator._pop_batch = popped  # noqa: SLF001

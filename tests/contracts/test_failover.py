@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -57,6 +58,7 @@ async def test_one_that_says_nothing_does_not_keep_the_others_news_back(bus_plac
     async with among(bus_place) as (producer, port):
         client = producer.client
         took = []
+        random.seed(1)
         for _ in range(12):  # who is asked first is chance: the silent one in half of them
             listed(client, port)
             began = time.monotonic()
@@ -128,11 +130,20 @@ async def test_a_batch_whose_partition_has_no_leader_for_long_lands_when_it_has_
         producer._message_accumulator._batch_ttl = min(producer._message_accumulator._batch_ttl, 0.5)
         to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=3.0)
         assert await to.put(0, b"k", b"before", NO_HEADERS) == 0
-        cluster, landed = producer.client.cluster, list[int]()
+        cluster, landed, asked = producer.client.cluster, list[int](), [0]
         leader_of, cluster.leader_for_partition = cluster.leader_for_partition, lambda _: -1
+        led, cluster.available_partitions_for_topic = cluster.available_partitions_for_topic, lambda _: set()
+        update = cluster.update_metadata
+
+        def counted(metadata: Any) -> None:
+            asked[0] += 1
+            update(metadata)
+
+        cluster.update_metadata = counted
         with pytest.raises(BrokerAway):
             await to.put(0, b"k", b"meanwhile", NO_HEADERS, landed.append)
-        cluster.leader_for_partition = leader_of
+        assert 1 < asked[0] <= 3.0 / failover.PAUSE_S + 2, "not as fast as the brokers that are left can answer"
+        cluster.leader_for_partition, cluster.available_partitions_for_topic = leader_of, led
         assert await to.put(0, b"k", b"after", NO_HEADERS) in (1, 2)
         await to.flush()
         assert landed in ([1], [-1])
@@ -154,5 +165,23 @@ async def test_after_a_batch_that_is_refused_the_next_is_taken(bus_place: Bus) -
                 await to.put(0, b"k", bytes(4 << 20), NO_HEADERS)
             assert await asyncio.gather(*others) == list(range(100 * round_, 100 * round_ + 100))
         assert offsets == [0, 1, 2]
+        assert producer._txn_manager.producer_epoch == 3, "nobody was asked for an id meanwhile"
+    finally:
+        await producer.stop()
+
+
+async def test_after_the_last_epoch_comes_another_id(bus_place: Bus) -> None:
+    producer = bus.producer(bus_place.settings)
+    await producer.start()
+    try:
+        to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=10)
+        manager = producer._txn_manager
+        first = manager.producer_id
+        manager._pid_and_epoch = manager._pid_and_epoch._replace(epoch=failover.LAST_EPOCH)
+        assert await to.put(0, b"k", b"before", NO_HEADERS) == 0
+        with pytest.raises(BrokerAway, match="MessageSizeTooLarge"):
+            await to.put(0, b"k", bytes(4 << 20), NO_HEADERS)
+        assert await to.put(0, b"k", b"after", NO_HEADERS) == 1
+        assert (manager.producer_id != first, manager.producer_epoch) == (True, 0)
     finally:
         await producer.stop()

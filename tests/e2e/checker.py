@@ -231,7 +231,9 @@ class _Judging:
         for id_ in (self.questions.keys() | self.batches.keys() | self.acts) - ended:
             yield Fault(Kind.SILENCE, id_)
         for line in self.replies:
-            again = line["status"] == 409 and line["id"] in self.acts  # it was done, and its answer lost
+            again = (
+                line["status"] == 409 and line["try"] > 1 and line["id"] in self.acts
+            )  # it was done, its answer lost
             if line["status"] not in (200, 429, 503) and not again:
                 yield Fault(Kind.REFUSED, f"{line['id']} of {line['agent']}: {line['status']} {line['body']}")
         for line in self.given:

@@ -92,7 +92,7 @@ class Crowd:
     """`Crowd(...)` before the load starts; `emitters` names its programs in the stack, which run when this returns."""
 
     def __init__(self, stack: Stack, load: Load, journal: Path, *, seed: int) -> None:
-        self._stack, self._load, self._chance = stack, load, random.Random(seed)
+        self._stack, self._load, self._seed = stack, load, seed
         self._tokens = {agent: stack.enrol(agent, project) for agent, project in AGENTS.items()}
         actors = (self.stops, self.approves, self.edits, self.asks_the_edited, self.spends, self.loops)
         for actor in actors:
@@ -161,17 +161,19 @@ class Crowd:
 
     def asks_the_edited(self) -> None:
         """What it may, now and now."""
+        chance = random.Random(f"{self._seed} edited")
         with self._session("first", "edited", 0) as first, self._session("second", "edited", 1) as second:
             for _ in self._on(0.02):
-                self._chance.choice((first, second)).ask(PULL | {"resource": self._chance.choice(SIDES)})
+                chance.choice((first, second)).ask(PULL | {"resource": chance.choice(SIDES)})
 
     def spends(self) -> None:
         """Tells of model calls."""
+        chance = random.Random(f"{self._seed} spends")
         with self._session("spending", "spending", 0) as session:
             for _ in self._on(SPEND_S):
                 calls = [
-                    session.event("model.call", model="m", input_tokens=self._chance.randrange(1000), output_tokens=1)
-                    for _ in range(self._chance.randrange(1, 5))
+                    session.event("model.call", model="m", input_tokens=chance.randrange(1000), output_tokens=1)
+                    for _ in range(chance.randrange(1, 5))
                 ]
                 session.tell(*calls)
 
@@ -220,7 +222,9 @@ class Crowd:
             session.ask(operation, approval=approval)
 
     def _act(self, act: str, path: str, body: dict[str, Any] | None = None, **about: str) -> None:
-        client = Client(self._load, "", self._stack.admin, self._way(self._chance.randrange(9)))
+        client = Client(
+            self._load, "", self._stack.admin, self._way(len(act + path))
+        )  # any of them, the same each time
         raw = json.dumps(body or {"reason": "a fault run"}).encode()
         client.answer(path, "acted", str(uuid.uuid4()), raw, act=act, **about)
         client.close()

@@ -5,10 +5,11 @@ Nothing of the product: the journal, rows of ClickHouse, and the messages that S
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +21,8 @@ SIDES = ("left", "right")
 """As in `tests.faults.crowd`: a version with an even number allows the first, the others the second."""
 EDIT_S = 5.0
 """Within so long an edited policy is in force on a replica that nothing happens to. (It takes 0.1 s; this is under load.)"""
+MAY_END = {("worker", 70), ("clickhouse", 3)}
+"""A worker that stood still for longer than its session; a ClickHouse with a part that a full disk has emptied."""
 LIFTS = {"restore": "revoke", "resume": "pause"}
 CRASH_S = 0.02
 """What was emitted so long before its agent was killed arrives."""
@@ -39,6 +42,8 @@ class Kind(StrEnum):
     UNSEEN = "loop that no detector saw"
     UNTOLD = "alert missing"
     TOLD_TWICE = "alert told twice"
+    ENDED = "a process ended by itself"
+    LITTLE = "too little happened to show anything"
 
 
 @dataclass
@@ -49,20 +54,36 @@ class World:
     rows: list[Row]
     messages: list[dict[str, Any]]
     """The metadata of each message in Slack."""
+    ended: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """(what ended by itself, with which exit code) -> how often."""
+    away: list[Line] = field(init=False)
+    edits: list[tuple[float, int]] = field(init=False)
+    """When which version was written, in order."""
+
+    def __post_init__(self) -> None:
+        self.away = [line for line in self.journal if line["what"] == "away"]
+        self.edits = sorted((line["at"], line["version"]) for line in self.journal if line["what"] == "edited")
 
 
 def judge(world: World) -> list[Fault]:
     """Everything that is wrong."""
-    checks = (stops, approvals, policies, budgets, emitters, alerts)
+    checks = (stops, approvals, policies, budgets, emitters, alerts, ends, little)
     return [fault for check in checks for fault in check(world)]
 
 
 def counts(world: World) -> dict[str, int]:
     """How much was tried."""
-    acts = Counter(line["act"] for line in world.journal if line["what"] == "acted")
+    acts = Counter(act["act"] for act, _, done in _acts(world) if done < float("inf"))
+    used = [
+        question["body"]["approval"]
+        for question, answer in _decisions(world)
+        if answer["body"]["decision"] == "allow" and question["body"].get("approval")
+    ]
     return {
-        **{f"{act}s": acts[act] for act in ("kill", "revoke", "pause")},
+        **{f"{act}s in force": acts[act] for act in ("kill", "revoke", "restore", "pause", "resume")},
         "approvals given": acts["approve"],
+        "approvals used": len(set(used)),
+        "answers that an edit had to be in": sum(_known(world, answer) is not None for answer in _of_the_edited(world)),
         "policy edits": sum(line["what"] == "edited" for line in world.journal),
         "events of our emitters": sum(line["what"] == "emitted" for line in world.journal),
         "tokens counted": int(sum(spent for spent, _ in _budgets(world).values())),
@@ -89,11 +110,10 @@ def _decisions(world: World) -> Iterator[tuple[Line, Line]]:
 
 def _acts(world: World) -> list[tuple[Line, float, float]]:
     """(act, when it was first sent, when it was in force; infinite when nobody said so)."""
-    done = {
-        line["id"]: line["received"]
-        for line in world.journal
-        if line["what"] == "answer" and line["status"] in (200, 409)  # 409: the answer to an earlier try was lost
-    }
+    done: dict[str, float] = {}
+    for line in world.journal:
+        if line["what"] == "answer" and (line["status"] == 200 or (line["status"] == 409 and line["try"] > 1)):
+            done.setdefault(line["id"], line["received"])  # 409: it was done, and its answer lost
     return [
         (line, line["sent"], done.get(line["id"], float("inf"))) for line in world.journal if line["what"] == "acted"
     ]
@@ -152,11 +172,9 @@ def approvals(world: World) -> Iterator[Fault]:
 
 def policies(world: World) -> Iterator[Fault]:
     """Each answer is what the whole text of its version says, and the version is a late one."""
-    edits = sorted((line["at"], line["version"]) for line in world.journal if line["what"] == "edited")
-    away = [line for line in world.journal if line["what"] == "away"]
-    for question, answer in _decisions(world):
-        if question["agent"] not in ("first", "second"):
-            continue
+    asked = _questions(world)
+    for answer in _of_the_edited(world):
+        question = asked[answer["id"]]
         body, name = answer["body"], f"{answer['body']['id']} ({answer['replica']})"
         if body["policy_version"] is None and body["decision"] == "deny":
             continue  # a replica that began while the file was no policy: it denies
@@ -164,11 +182,26 @@ def policies(world: World) -> Iterator[Fault]:
         wanted = "allow" if question["body"]["resource"] == SIDES[version % 2] else "deny"
         if body["decision"] != wanted:
             yield Fault(Kind.HALF, f"{name}: {body['decision']} by {body['policy_version']}")
-        known = max((edit for at, edit in edits if at + EDIT_S < answer["sent"]), default=0)
-        since = answer["sent"] - EDIT_S
-        hurt = any(one["from"] < answer["received"] and one["to"] + EDIT_S > since for one in away)
-        if version < known and not hurt:
+        known = _known(world, answer)
+        if known is not None and version < known:
             yield Fault(Kind.STALE, f"{name}: by version {version}, {known} was written {EDIT_S:g} s before")
+
+
+def _of_the_edited(world: World) -> Iterator[Line]:
+    """Answers under the policy that is edited."""
+    for question, answer in _decisions(world):
+        if question["agent"] in ("first", "second"):
+            yield answer
+
+
+def _known(world: World, answer: Line) -> int | None:
+    """The version that the answer's replica has to know; None where something was done to that replica meanwhile."""
+    since = answer["sent"] - 2 * EDIT_S
+    for line in world.away:
+        if line["who"] == answer["replica"] and line["from"] < answer["received"] and line["to"] > since:
+            return None
+    at = bisect.bisect(world.edits, (answer["sent"] - EDIT_S,))
+    return world.edits[at - 1][1] if at else None
 
 
 # ── what was counted ──
@@ -271,3 +304,20 @@ def alerts(world: World) -> Iterator[Fault]:
             yield Fault(
                 kind, f"{incident}: {row['detector']}, {row['title']!r}, {alone} times alone, {among} among others"
             )
+
+
+# ── whether it was a run at all ──
+
+
+def ends(world: World) -> Iterator[Fault]:
+    """Nobody ends who was not ended, but for those who do so on purpose."""
+    for (what, code), times in world.ended.items():
+        if (what, code) not in MAY_END:
+            yield Fault(Kind.ENDED, f"{what} with {code}, {times} times")
+
+
+def little(world: World) -> Iterator[Fault]:
+    """Of everything that is judged something was there."""
+    for name, count in counts(world).items():
+        if not count:
+            yield Fault(Kind.LITTLE, f"no {name}")

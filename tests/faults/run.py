@@ -8,7 +8,7 @@ import json
 import random
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tests.e2e import checker
 from tests.e2e.load import Load, read_journal
-from tests.e2e.stack import Shape, Stack, make
+from tests.e2e.stack import AGENTS, Shape, Stack, make
 from tests.faults import judge
 from tests.faults.crowd import EMITTERS, Crowd, policies
 from tests.processors import fake_slack
@@ -57,7 +57,7 @@ class Outcome:
     faults: list[checker.Fault]
     counts: dict[str, int]
     longest_s: float
-    """The longest time without an answer from anybody."""
+    """The longest that one agent was not answered."""
 
     def rows(self) -> Iterator[tuple[str, int]]:
         """Every kind of fault with how often it was found."""
@@ -66,15 +66,15 @@ class Outcome:
             yield kind, found[kind]
 
 
-def schedule(shape: Shape, names: tuple[str, ...], chance: random.Random, *, full: bool) -> list[Step]:
-    """Every fault once, in an order of the seed's. `names`: what runs. `full`: the disk of ClickHouse can be filled."""
+def schedule(shape: Shape, names: tuple[str, ...], chance: random.Random) -> list[Step]:
+    """Every fault once, in an order of the seed's. `names`: what runs."""
     brokers = shape.names("brokers")
     steps: list[tuple[str, tuple[str, ...]]] = [("kill", (name,)) for name in (*names, *EMITTERS)]
     steps += [("freeze", (name,)) for name in names]
     steps += [("kill", (*brokers, *(name for name in names if name not in brokers)))] if shape.brokers == 1 else []
     gates = (*brokers, *shape.names("enforcers"), "clickhouse", "slack")
     steps += [(what, (gate,)) for gate in gates for what in ("cut", "silence", "slow", "swallow")]
-    steps += [("fill", ("clickhouse",))] if full else []
+    steps += [("fill", ("clickhouse",))]
     steps += [("duplicate", (topic,)) for topic in ("actions", "decisions")] + [("spoil", ("slack",))] * 2
     return [
         Step(what, whom, chance.randrange(5, 60), chance.uniform(0.5, 4.0))
@@ -95,7 +95,7 @@ class Run:
         self._journal = folder / "journal.jsonl"
         self._slack = fake_slack.FakeSlack()
         self._shape, self._steps = shape, Counter[str]()
-        self.ended_by_themselves = Counter[str]()
+        self._ended = Counter[tuple[str, int]]()
 
     def __enter__(self) -> Self:
         self._slack.__enter__()
@@ -127,6 +127,11 @@ class Run:
         Crowd(self.stack, load, self._journal, seed=self._seed)
         with load:
             for step in steps:
+                if step.what == "fill" and not self.full:
+                    self._say(
+                        "         ClickHouse has no disk of its own that could be filled: this user may not mount one"
+                    )
+                    continue
                 load.tally.wait(step.after, seconds=BACK_S)
                 self._say(f"{time.strftime('%H:%M:%S')} {step.what} {', '.join(step.whom)} for {step.seconds:.1f} s")
                 self._steps[step.what] += 1
@@ -142,16 +147,20 @@ class Run:
         return self._outcome()
 
     def _do(self, step: Step, load: Load) -> None:
-        began, name = time.time(), step.whom[0]
+        began = time.time()
         getattr(self, f"_{step.what}")(step, load)
         self._supervise()
-        load.journal.write("away", who=name, **{"from": began, "to": time.time()})
+        for name in step.whom:
+            load.journal.write("away", who=name, **{"from": began, "to": time.time()})
 
     def _supervise(self) -> None:
         """Whoever ended by itself (a worker that stood still for longer than its session does) is started again."""
-        ended = [name for name in self.stack.programs if self.stack.process(name).poll() is not None]
-        self.ended_by_themselves.update(name.partition("-")[0] for name in ended)
-        self.stack.start(*ended)
+        ended = {name: self.stack.process(name).poll() for name in self.stack.programs}
+        for name, code in ended.items():
+            if code is not None:
+                self._say(f"         {name} ended by itself, with {code}")
+                self._ended[name.partition("-")[0], code] += 1
+                self.stack.start(name)
 
     # ── what is done ──
 
@@ -243,21 +252,28 @@ class Run:
     def _world(self, rows: list[checker.Row]) -> judge.World:
         once = {(row["topic"], row["partition"], row["offset"]): row for row in rows}
         messages = [message.payload for message in self._slack.parents()]
-        return judge.World(read_journal(self._journal), [once[place] for place in sorted(once)], messages)
+        return judge.World(read_journal(self._journal), [once[place] for place in sorted(once)], messages, self._ended)
 
     def _outcome(self) -> Outcome:
         shown = checker.read(self.stack.reading(), self.ends)
         world = self._world(shown.rows)
         verdict = checker.judge(world.journal, shown)
-        answered = sorted(
-            line["received"] for line in world.journal if line["what"] == "answer" and line["status"] == 200
-        )
-        longest = max((after - before for before, after in itertools.pairwise(answered)), default=0.0)
         faults = [*verdict.faults, *judge.judge(world)]
-        counts = verdict.counts | judge.counts(world) | {"ended by themselves": self.ended_by_themselves.total()}
+        counts = verdict.counts | judge.counts(world) | {"ended by themselves": self._ended.total()}
         if faults:  # for whoever looks for the reason
             (self._folder / "seen.json").write_text(json.dumps({"rows": world.rows, "messages": world.messages}))
-        return Outcome(self._seed, self._steps, faults, counts, longest)
+        return Outcome(self._seed, self._steps, faults, counts, longest_silence(world.journal))
+
+
+def longest_silence(journal: list[dict[str, Any]]) -> float:
+    """Seconds: the longest that one agent of the load, whose records are in one partition, had no question answered."""
+    asked = {line["id"] for line in journal if line["what"] == "asked"}
+    answered: defaultdict[str, list[float]] = defaultdict(list)
+    for line in journal:
+        if line["what"] == "answer" and line["status"] == 200 and line["agent"] in AGENTS and line["id"] in asked:
+            answered[line["agent"]].append(line["received"])
+    gaps = (after - before for times in answered.values() for before, after in itertools.pairwise(sorted(times)))
+    return max(gaps, default=float("inf"))
 
 
 def _small(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ class Making:
         self.journal: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
+        self.ended = Counter({("worker", 70): 2, ("clickhouse", 3): 1})
         self._now, self._ids, self._offsets = BEGAN, 0, 0
 
     def pass_time(self, seconds: float) -> float:
@@ -54,7 +56,15 @@ class Making:
         """-> the line that says when it was in force."""
         id_, sent = self.id(), self.pass_time(1)
         self.journal.append({"what": "acted", "act": act, "id": id_, "agent": "", "sent": sent} | about)
-        line = {"what": "answer", "id": id_, "sent": sent, "received": self.pass_time(0.1), "status": 200, "body": {}}
+        line = {
+            "what": "answer",
+            "id": id_,
+            "try": 1,
+            "sent": sent,
+            "received": self.pass_time(0.1),
+            "status": 200,
+            "body": {},
+        }
         self.journal.append(line)
         return line
 
@@ -126,7 +136,7 @@ def faultless() -> Making:
 
 def found(made: Making) -> set[Kind]:
     rows = sorted(made.rows, key=lambda row: int(row["offset"]))
-    return {Kind(fault.kind) for fault in judge(World(made.journal, rows, made.messages))}
+    return {Kind(fault.kind) for fault in judge(World(made.journal, rows, made.messages, made.ended))}
 
 
 def answers(made: Making, agent: str) -> list[dict[str, Any]]:
@@ -137,8 +147,18 @@ def test_a_faultless_run_has_no_fault() -> None:
     made = faultless()
     assert found(made) == set()
     seen = counts(World(made.journal, made.rows, made.messages))
-    assert (seen["kills"], seen["revokes"], seen["approvals given"], seen["policy edits"]) == (2, 1, 1, 1)
+    assert (seen["kills in force"], seen["revokes in force"], seen["policy edits"]) == (2, 1, 1)
+    assert (seen["approvals given"], seen["approvals used"], seen["answers that an edit had to be in"]) == (1, 1, 2)
     assert (seen["tokens counted"], seen["loops"], seen["incidents"], seen["messages in Slack"]) == (14, 1, 3, 3)
+
+
+def without(what: str) -> Callable[[Making], object]:
+    """As if nothing of the kind had happened."""
+
+    def plant(made: Making) -> None:
+        made.journal[:] = [line for line in made.journal if line["what"] != what]
+
+    return plant
 
 
 PLANTED: dict[Kind, list[Callable[[Making], object]]] = {
@@ -186,6 +206,15 @@ PLANTED: dict[Kind, list[Callable[[Making], object]]] = {
         lambda made: made.messages.append(dict(made.messages[0])),
         lambda made: made.messages.append(dict(made.messages[-1])),
     ],
+    Kind.ENDED: [
+        lambda made: made.ended.update({("worker", 1): 1}),
+        lambda made: made.ended.update({("enforcer", 0): 1}),
+    ],
+    Kind.LITTLE: [
+        without("edited"),
+        without("emitted"),
+        without("looped"),
+    ],
 }
 
 
@@ -199,8 +228,12 @@ def test_each_fault_is_found_and_nothing_else(kind: Kind) -> None:
 
 def test_an_edit_is_not_waited_for_where_something_was_away() -> None:
     made = faultless()
+    made.pass_time(60)
     late = made.ask("first", "edited", "allow", resource="left", version=0)
-    made.journal.append({"what": "away", "who": "kafka", "from": late["sent"] - 3, "to": late["sent"] - 1})
+    away = {"what": "away", "who": "enforcer-2", "from": late["sent"] - 3, "to": late["sent"] - 1}
+    made.journal.append(away)
+    assert found(made) == {Kind.STALE}, "nothing was done to the one that answered"
+    away["who"] = late["replica"]
     assert found(made) == set()
 
 

@@ -87,7 +87,7 @@ def late(topic: Topic, moment: datetime, received_ms: int, sent: bytes | None) -
     received = datetime.fromtimestamp(received_ms / 1000, UTC)
     if abs((moment - received).total_seconds()) <= 120:
         return ""
-    if topic in (Topic.ALERTS, Topic.LIMITS):
+    if topic is not Topic.ACTIONS and moment < received:
         return "late"
     try:
         then = datetime.fromisoformat((sent or b"").decode())

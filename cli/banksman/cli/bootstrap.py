@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
 
 from banksman import codec
-from banksman.bus import consumer, producer
-from banksman.errors import InvalidInput
+from banksman.bus import consumer, goodbye, producer
+from banksman.errors import BrokerAway, InvalidInput
 from banksman.events import OperatorEnrolled, is_name
 from banksman.identities import Identities, Operator
+from banksman.provision import PATIENCE_S
 from banksman.service_events import service_event
 from banksman.signing import Signer, Verifier, service_signer, token_hash
 from banksman.stamps import rfc3339, uuid7
@@ -58,9 +60,14 @@ async def enrol_operator(
     sender = producer(kafka)
     try:
         await sender.start()
-        await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
+        async with asyncio.timeout(PATIENCE_S):  # the producer itself never gives up
+            await sender.send_and_wait(topic, value, key=key, partition=0, headers=headers)
+    except TimeoutError:
+        raise BrokerAway(
+            f"{topic}: not acknowledged within {PATIENCE_S:g} s: {name} may or may not be enrolled"
+        ) from None
     finally:
-        await sender.stop()
+        await goodbye(sender.stop())
 
 
 async def ensure_admin(kafka: Kafka, secret: Secret, token: str, *, source: str) -> str | None:

@@ -32,7 +32,7 @@ _VIEW = re.compile(r"(CREATE (?:OR REPLACE VIEW|VIEW IF NOT EXISTS) `\w+`\.\w+)(
 _ALTER = re.compile(r"ALTER TABLE `(\w+)`\.(\w+)\s+(.*)", re.DOTALL)
 _COLUMNS = re.compile(r"(ADD|DROP|MODIFY|RENAME|COMMENT) COLUMN\b")
 _LOCAL = re.compile(r"(?:ADD|DROP) INDEX\b|MODIFY (?:SETTING|TTL)\b")
-_SUBQUERY = re.compile(r"(?<!GLOBAL )\b((?:NOT )?IN)(\s*\(\s*SELECT\b)")
+_SUBQUERY = re.compile(r"(?<!GLOBAL )(?<!GLOBAL NOT )\b((?:NOT )?IN)(\s*\(\s*SELECT\b)")
 
 
 def on_cluster(statement: str, cluster: str) -> list[str]:

@@ -85,6 +85,7 @@ def migrate(settings: ClickHouse) -> list[Migration]:
         if settings.clickhouse_cluster:
             _know_cluster(store, settings.clickhouse_cluster)
         todo = pending(store, settings)
+        _same_form(_engines(store), settings)
         for migration in todo:
             for statement in migration.statements:
                 store.command(statement)
@@ -115,24 +116,26 @@ def _know_cluster(store: Store, name: str) -> None:
 
 
 def _keep_as_set(store: Store, settings: ClickHouse) -> None:
-    """The migration that made the table took the setting of its time; it may have been changed since.
-
-    BadDeployment: the tables were made for one server and a cluster is set, or the other way round.
-    """
-    engines = {
-        row["name"]: row["engine_full"]
-        for row in store.query(
-            "SELECT name, engine_full FROM system.tables WHERE database = {d:String}", {"d": store.database}
-        )
-    }
-    if engines["events"].startswith("Distributed") != bool(settings.clickhouse_cluster):
-        raise BadDeployment(
-            f"the tables in `{store.database}` were made {'without' if settings.clickhouse_cluster else 'for'} a cluster, "
-            "which cannot be changed: set BANKSMAN_CLICKHOUSE_CLUSTER as it was, or a new BANKSMAN_CLICKHOUSE_DATABASE, "
-            "which the archiver fills from Kafka"
-        )
+    """The migration that made the table took the setting of its time; it may have been changed since."""
+    engines = _engines(store)
     table, days = cluster.local("events") if settings.clickhouse_cluster else "events", settings.retention_days
     if f"toIntervalDay({days})" not in engines[table]:
         change = f"ALTER TABLE `{store.database}`.events MODIFY TTL toDateTime(received) + INTERVAL {days:d} DAY"
         for statement in cluster.on_cluster(change, name) if (name := settings.clickhouse_cluster) else [change]:
             store.command(statement)
+
+
+def _engines(store: Store) -> dict[str, str]:
+    """Table -> its engine, as it was made. Nothing where there is no database yet."""
+    sql = "SELECT name, engine_full FROM system.tables WHERE database = {d:String}"
+    return {row["name"]: row["engine_full"] for row in store.query(sql, {"d": store.database})}
+
+
+def _same_form(engines: dict[str, str], settings: ClickHouse) -> None:
+    """BadDeployment: the tables were made for one server and a cluster is set, or the other way round. Before anything runs."""
+    if "events" in engines and engines["events"].startswith("Distributed") != bool(settings.clickhouse_cluster):
+        raise BadDeployment(
+            f"the tables in `{settings.clickhouse_database}` were made "
+            f"{'without' if settings.clickhouse_cluster else 'for'} a cluster, which cannot be changed: set "
+            "BANKSMAN_CLICKHOUSE_CLUSTER as it was, or a new BANKSMAN_CLICKHOUSE_DATABASE, which the archiver fills from Kafka"
+        )

@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from banksman.local.chdb.faults import Fault
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -80,5 +78,5 @@ class FullDisk:
                     before, until = now, time.monotonic() + AFTER_S
                 if time.monotonic() < until and (gone := empty(self._parts())):
                     self._found(gone)
-            except Fault as fault:  # no memory left, say; the next look comes soon
-                log.warning("what a full disk has done cannot be looked at: %s", fault.text)
+            except Exception as error:  # noqa: BLE001 - no memory left, say: whatever it is, the next look has to come
+                log.warning("what a full disk has done cannot be looked at: %s: %s", type(error).__name__, error)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from banksman import events, stamps
+from banksman.topics import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -187,9 +188,11 @@ class Findings:
     def _skew(self, rows: Rows, places: Sequence[int], clock_ms: int) -> events.Finding | None:
         entry = rows.entry(places[0])
         time = stamps.rfc3339(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.time_us))
+        # A service's record about an agent has the service's time.
+        whose = entry.agent if rows.topic is Topic.ACTIONS else None
         return self.see(
-            _sight(rows, places, "clock_skew", f"clock_skew/{entry.agent or ''}"), clock_ms, severity="info",
-            title=f"the clock of {entry.agent or entry.source} says {time[:19]}, the broker's does not",
+            _sight(rows, places, "clock_skew", f"clock_skew/{whose or entry.source}"), clock_ms, severity="info",
+            title=f"the clock of {whose or entry.source} says {time[:19]}, the broker's does not",
             evidence={"time": time, "received": stamps.rfc3339_ms(entry.received_ms)},
             suggestion="set the machine's clock; budgets and retention go by the broker's",
             **_whose(entry),

@@ -272,9 +272,15 @@ def _signatures(
 def _lateness(
     topic: Topic, times: Sequence[int], received: Sequence[int], sent: Sequence[bytes | None], replays: Sequence[str]
 ) -> Sequence[str]:
-    """What processors tell has the time of what they saw, by the broker's clock: who has much to catch up with is late."""
-    tolerance, told = TOLERANCE_S * 1_000_000, topic in (Topic.ALERTS, Topic.LIMITS)
+    """A service's record of what was long before says nothing of a clock: a worker had much to catch up with, a decision waited
+    for a leader. One of what is still to come does.
+    """
+    tolerance, ours = TOLERANCE_S * 1_000_000, topic is not Topic.ACTIONS
     return [
-        "" if abs(time - ms * 1000) <= tolerance or replay else "late" if told else lateness(ms, then)
+        ""
+        if abs(time - ms * 1000) <= tolerance or replay
+        else "late"
+        if ours and time < ms * 1000
+        else lateness(ms, then)
         for time, ms, then, replay in zip(times, received, sent, replays, strict=True)
     ]

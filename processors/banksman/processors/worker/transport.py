@@ -18,6 +18,8 @@ import faust
 from faust.transport.drivers import TRANSPORTS, aiokafka
 from mode.utils.queues import ThrowableQueue
 
+from banksman.failover import ready_for_failover
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable
 
@@ -27,6 +29,15 @@ WAITING, OBJECTS = 32 << 20, 1000
 """Bytes of records that wait in a stream: Faust counts records alone, and each may have two megabytes, be it in its headers. So
 many come on top for the objects of each.
 """
+
+
+class Thread(aiokafka.AIOKafkaConsumerThread):
+    """Its client goes on when one of several brokers hangs, as all of ours do."""
+
+    def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> Any:
+        made = super()._create_consumer(loop)
+        ready_for_failover(made._client)  # noqa: SLF001 - there is no public way to it
+        return made
 
 
 class Consumer(aiokafka.Consumer):
@@ -45,6 +56,9 @@ class Consumer(aiokafka.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held: set[Any] = set()
+
+    def _new_consumer_thread(self) -> Thread:
+        return Thread(self, loop=self.loop, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's signature
         return await super()._getmany(None if active_partitions is None else set(active_partitions), timeout)

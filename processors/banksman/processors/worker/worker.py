@@ -56,6 +56,7 @@ AT_ONCE = 6 << 20
 """Bytes of records that are worked through, and written, before the next: read, they may take twenty times as much."""
 WITHIN_S = 0.05
 TICK_S = 0.25
+REQUEST_S = 4.0
 SILENT_S = 30.0
 """Without a mark for so long nobody may go by what is counted."""
 TOO_OFTEN_S = 20.0
@@ -326,7 +327,9 @@ def _app(kafka: Kafka, settings: Settings, name: str, partitions: int) -> transp
         consumer_group_instance_id=name,
         broker_session_timeout=settings.worker_session_s,
         broker_heartbeat_interval=settings.worker_session_s / 4,
-        broker_rebalance_timeout=max(6.0, settings.worker_session_s),
+        broker_rebalance_timeout=(rebalance_s := max(6.0, settings.worker_session_s)),
+        broker_request_timeout=rebalance_s + REQUEST_S,  # joining a group is a request that waits for the others
+        consumer_metadata_max_age_ms=options["metadata_max_age_ms"],
         broker_commit_interval=1.0,
         broker_max_poll_records=8000,
         consumer_max_fetch_size=1 << 20,
