@@ -36,9 +36,11 @@ class Papers:
     def ca(self) -> str:
         return self._written("ca.pem", self.authority.cert_pem.bytes())
 
-    def issue(self, *names: str, called: str | None = None) -> tuple[str, str]:
-        """(certificate chain, key) for hosts or addresses; `called`: the common name."""
-        made = self.authority.issue_cert(*names, common_name=called)
+    def issue(
+        self, *names: str, called: str | None = None, kind: trustme.KeyType = trustme.KeyType.ECDSA
+    ) -> tuple[str, str]:
+        """(certificate chain, key) for hosts or addresses; `called`: the common name; `kind`: of the key."""
+        made = self.authority.issue_cert(*names, common_name=called, key_type=kind)
         chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
         stem = called or names[0]
         key = load_pem_private_key(made.private_key_pem.bytes(), None)

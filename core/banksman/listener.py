@@ -14,7 +14,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import ssl
 import sys
 from typing import TYPE_CHECKING
 
@@ -133,15 +132,14 @@ async def serve(
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
-            ssl_certfile=listener.tls_cert_file or None,
-            ssl_keyfile=listener.tls_key_file or None,
         )
         config.load()
+        if listener.tls_cert_file:
+            config.ssl = certificates.serving(listener.tls_cert_file, listener.tls_key_file)
     except OSError as error:
         raise InvalidSetting(f"cannot be used: {error}", field="BANKSMAN_TLS_CERT_FILE or _KEY_FILE") from None
     renewing: asyncio.Task[None] | None = None
     if config.ssl is not None:
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever this system's OpenSSL takes otherwise
         renewing = asyncio.create_task(
             certificates.follow(config.ssl, listener.tls_cert_file, listener.tls_key_file), name="certificate"
         )

@@ -15,6 +15,7 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from tests.secured import Papers, papers
+from trustme import KeyType
 
 from banksman import certificates, listener, settings
 from banksman.cli.client import Client
@@ -25,6 +26,7 @@ from banksman.producers.connection import Connection, address, clock
 from banksman.producers.http_transport import HttpTransport
 from banksman.producers.transport import Away
 
+EC, RSA = KeyType.ECDSA, KeyType.RSA
 PLAIN = b"GET /v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -111,25 +113,105 @@ async def test_plain_http_gets_no_answer_and_no_harm_is_done(ours: Papers, caplo
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR and record.name == "banksman"]
 
 
+def hello(url: str, authority: Papers, version: ssl.TLSVersion) -> str | None:
+    """The version of TLS that is spoken."""
+    context = ssl.create_default_context(cafile=authority.ca)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # so that it is the listener that refuses
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
+    ):
+        return wrapped.version()
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 async def test_old_versions_of_tls_are_refused(ours: Papers) -> None:
-    def hello(port: int, version: ssl.TLSVersion) -> str | None:
-        context = ssl.create_default_context(cafile=ours.ca)
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # so that it is the listener that refuses
-        context.minimum_version = context.maximum_version = version
-        with (
-            socket.create_connection(("127.0.0.1", port), 10) as plain,
-            context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
-        ):
-            return wrapped.version()
-
     async with listening(ours.issue("127.0.0.1")) as url:
-        port = int(url.rpartition(":")[2])
         for old in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
             with pytest.raises((ssl.SSLError, ConnectionResetError)):
-                await asyncio.to_thread(hello, port, old)
-        assert await asyncio.to_thread(hello, port, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
-        assert await asyncio.to_thread(hello, port, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+                await asyncio.to_thread(hello, url, ours, old)
+        assert await asyncio.to_thread(hello, url, ours, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        assert await asyncio.to_thread(hello, url, ours, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+
+
+async def said(log: pytest.LogCaptureFixture, what: str) -> None:
+    async with asyncio.timeout(10):
+        while what not in log.text:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.01)  # between two looks
+
+
+def served(url: str, authority: Papers) -> set[bytes]:
+    """The certificates that clients are shown: by TLS 1.2 and 1.3, with and without a host's name."""
+    context = ssl.create_default_context(cafile=authority.ca)
+    context.check_hostname = False  # one that names no host has none to check
+    shown = set()
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context.minimum_version = context.maximum_version = version
+        for name in ("localhost", None):
+            with (
+                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as plain,
+                context.wrap_socket(plain, server_hostname=name) as wrapped,
+            ):
+                shown.add(wrapped.getpeercert(binary_form=True) or b"")
+    return shown
+
+
+def in_it(certificate: str) -> set[bytes]:
+    """The first certificate of a file."""
+    text = Path(certificate).read_text()
+    return {ssl.PEM_cert_to_DER_cert(text[: text.index("-----END") + len("-----END CERTIFICATE-----")])}
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
+@pytest.mark.parametrize("kinds", [(EC, RSA, EC), (RSA, EC, RSA)], ids=lambda kinds: "-".join(k.name for k in kinds))
+async def test_a_renewed_certificate_of_another_kind_of_key_takes_the_place_of_the_old_one(
+    kinds: tuple[KeyType, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every client sees the old one until the pair is whole, then the new one, and never both."""
+    monkeypatch.setattr(certificates.follow, "__kwdefaults__", {"every": 0.02})
+    caplog.set_level(logging.INFO, "banksman")
+    authority = papers(tmp_path / "authority")
+    certificate, key = authority.issue("127.0.0.1", "localhost", called="listener", kind=kinds[0])
+    async with listening((certificate, key)) as url:
+        for kind in kinds[1:]:
+            before = in_it(certificate)
+            new_certificate, new_key = authority.issue("127.0.0.1", "localhost", called="new", kind=kind)
+            caplog.clear()
+            shutil.copy(new_certificate, certificate)
+            await said(caplog, "the one before stays")
+            assert await asyncio.to_thread(served, url, authority) == before
+            shutil.copy(new_key, key)
+            await said(caplog, "the certificate was renewed")
+            assert await asyncio.to_thread(served, url, authority) == in_it(new_certificate) != before
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await asyncio.to_thread(hello, url, authority, ssl.TLSVersion.TLSv1_1)
+
+
+async def test_files_that_change_while_they_are_read_cost_the_listener_nothing(
+    ours: Papers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The key is taken away as soon as the new pair was read once: what was read is served, what is left is told."""
+    monkeypatch.setattr(certificates.follow, "__kwdefaults__", {"every": 0.02})
+    caplog.set_level(logging.INFO, "banksman")
+    certificate, key = ours.issue("127.0.0.1", "localhost", called="listener")
+    new_certificate, new_key = ours.issue("127.0.0.1", "localhost", called="new")
+    before = in_it(certificate)
+    read = ssl.SSLContext.load_cert_chain
+
+    def read_and_changed(context: ssl.SSLContext, certfile: str, keyfile: str) -> None:
+        read(context, certfile, keyfile)
+        Path(key).write_text("the next one is being written")
+
+    async with listening((certificate, key)) as url:
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", read_and_changed)
+        for old, new in ((certificate, new_certificate), (key, new_key)):
+            shutil.copy(new, tmp_path / "whole")
+            (tmp_path / "whole").replace(old)
+        await said(caplog, "the one before stays")
+        shown = await asyncio.to_thread(served, url, ours)
+        assert len(shown) == 1
+        assert shown <= before | in_it(new_certificate)
 
 
 async def test_a_renewed_certificate_is_taken_without_a_restart(
@@ -142,18 +224,13 @@ async def test_a_renewed_certificate_is_taken_without_a_restart(
     certificate, key = ours.issue("127.0.0.1")
     new_certificate, new_key = successor.issue("127.0.0.1")
 
-    async def said(what: str) -> None:
-        async with asyncio.timeout(10):
-            while what not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
-                await asyncio.sleep(0.01)  # between two looks
-
     async with listening((certificate, key)) as url:
         assert await asyncio.to_thread(status, url, ours.ca)
         shutil.copy(new_certificate, certificate)
-        await said("the one before stays")
+        await said(caplog, "the one before stays")
         assert await asyncio.to_thread(status, url, ours.ca)
         shutil.copy(new_key, key)
-        await said("the certificate was renewed")
+        await said(caplog, "the certificate was renewed")
         assert await asyncio.to_thread(status, url, successor.ca)
         with pytest.raises(InvalidSetting):
             await asyncio.to_thread(status, url, ours.ca)
