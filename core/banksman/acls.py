@@ -60,6 +60,8 @@ class Needs:
     """Looks at where all topics end and how far the groups are."""
     tables: bool = False
     """Makes compacted topics of its own, `processors-…-changelog`, which hold its state."""
+    once: bool = False
+    """Has its rights for one act. Who does not ask for them by name does not give them again."""
 
 
 KINDS: dict[str, Needs] = {
@@ -91,7 +93,7 @@ KINDS: dict[str, Needs] = {
     "migrate": Needs("makes the topics that are missing and checks the others", create=ALL, checks=True),
     "bootstrap": Needs(
         "`operators add --bootstrap`, once: reads who is there, writes the first operator",
-        read=(Topic.CONTROL,), write=(Topic.CONTROL,),
+        read=(Topic.CONTROL,), write=(Topic.CONTROL,), once=True,
     ),
 }  # fmt: skip
 

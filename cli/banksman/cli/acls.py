@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "--user", action="append", default=[], metavar="KIND=USER",
-        help="acls: only these; a Kafka user of that kind, repeatable (default: banksman-KIND of every kind)",
+        help="acls: only these; a Kafka user of that kind, repeatable (default: banksman-KIND of every kind but bootstrap)",
     )  # fmt: skip
     parser.add_argument("--apply", action="store_true", help="acls: make them, as the user of BANKSMAN_KAFKA_USERNAME")
 
@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
 
     log.hush_kafka()
     kafka = settings.load(settings.Kafka)
-    principals = acls.principals_of(_given(args.user) or [(kind, f"banksman-{kind}") for kind in acls.KINDS])
+    principals = acls.principals_of(
+        _given(args.user) or [(kind, f"banksman-{kind}") for kind, needs in acls.KINDS.items() if not needs.once]
+    )
     if args.apply:
         asyncio.run(acls.make(kafka, principals))
     if args.json:

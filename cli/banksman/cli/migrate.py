@@ -21,6 +21,7 @@ EXAMPLES = """
   banksman migrate list             every migration and whether it has run
   banksman migrate acls             commands for one Kafka user a service, named banksman-enforcer and so on
   banksman migrate acls --user agents=agent-1 --user agents=agent-2 --apply
+  banksman migrate acls --user bootstrap=banksman-bootstrap --apply      for the first operator; never by default
 """
 
 
