@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -66,6 +67,22 @@ def test_prometheus_reads_them() -> None:
     for words in (["rules", str(RULES)], ["config", "--syntax-only", str(SCRAPES)]):
         ran = subprocess.run([promtool, "check", *words], capture_output=True, text=True, timeout=30)
         assert ran.returncode == 0, ran.stderr
+
+
+def test_what_happened_once_is_not_told_for_ever() -> None:
+    """Of `control`, which is kept for ever, and of totals that only a restart resets: told, over, told again."""
+    ran = subprocess.run(
+        [program("promtool"), "test", "rules", str(Path(__file__).parent / "alerts_over_time.yml")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_totals_are_asked_for_their_increase() -> None:
+    """A counter that was above zero once stays so: a rule that compares the count itself never ends."""
+    for rule in rules():
+        for total in re.findall(r"\bbanksman_\w+_total\b", rule["expr"]):
+            assert re.search(rf"\b(increase|rate)\({total}\[", rule["expr"]), rule
 
 
 def test_the_chart_has_the_same_rules() -> None:

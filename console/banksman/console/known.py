@@ -28,6 +28,7 @@ from banksman.topics import Topic
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from banksman.control_log import Forged
     from banksman.settings import Kafka
     from banksman.signing import Secret
 
@@ -41,7 +42,8 @@ class Known:
     def __init__(self, kafka: Kafka, secret: Secret) -> None:
         self.identities, self.controls = Identities(), Controls()
         self.policies: dict[str, PolicyLoaded] = {}
-        self.applied, self.refused = -1, 0
+        self.applied, self.refused, self.refused_live = -1, 0, 0
+        """`refused`: since `control` begins, which is kept for ever. `refused_live`: since the first look at its end."""
         self.caught_up = asyncio.Event()
         """Set when the log of controls was read up to where it ended when it was first looked at."""
         self.progress = Progress(kafka)
@@ -132,8 +134,12 @@ class Known:
         if self._must_reach is not None and self.applied >= self._must_reach:
             self.caught_up.set()
 
-    def _forged(self, _forged: object) -> None:
+    def _forged(self, forged: Forged) -> None:
         self.refused += 1
+        if (
+            self._must_reach is not None and forged.offset > self._must_reach
+        ):  # None: the first look will still end behind it
+            self.refused_live += 1
 
 
 @lru_cache(maxsize=64)

@@ -162,10 +162,13 @@ class Status:
             lambda: {(path, str(status)): count for (path, status), count in self._requests.items()},
             labels=("path", "status"), counter=True,
         )  # fmt: skip
+        yield Measure(
+            "control_refused", "Records that came into control since the start and were not applied: forged, or copies.",
+            lambda: known.refused_live, counter=True,
+        )  # fmt: skip
         for name, about, value in (
             ("ready", "Whether it is known who may ask.", lambda: int(not self._not_ready())),
             ("control_applied", "The offset in control up to which records are applied.", lambda: known.applied),
-            ("control_refused", "Records in control that were not applied: forged.", lambda: known.refused),
             ("watchers", "Who is told what happens as it happens.", lambda: len(self._tail.readers)),
             ("kafka_reachable", "Whether Kafka answered the last look.", lambda: int(progress.ends is not None)),
         ):

@@ -271,7 +271,6 @@ class Replica:
             ("control_applied", "The offset in control up to which records are applied.", lambda: self.state.applied),
             ("replicas", "Live replicas, this one included.", lambda: len(self.live())),
             ("undelivered", "Findings and voids that are not on record yet.", lambda: self.records.undelivered),
-            ("dropped", "Findings that had no room while Kafka was away.", lambda: self.records.dropped),
             ("policies", "Policies in force.", lambda: len(self.policies.versions())),
             ("policies_rejected", "Files that do not load.", lambda: len(self.policies.rejections)),
             ("agents", "Agents that are enrolled.", lambda: len(self.state.identities.agents)),
@@ -285,6 +284,8 @@ class Replica:
             ("answers_kept", "Answers kept for repeated questions.", lambda: len(self.answers)),
         ):  # fmt: skip
             self.metrics.page.add(Measure(name, about, value))
+        about = "Findings that had no room while Kafka was away."
+        self.metrics.page.add(Measure("dropped", about, lambda: self.records.dropped, counter=True))
 
     def _counted_s_ago(self) -> float:
         now = self.lease.clock()
