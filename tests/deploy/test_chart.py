@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from tests.deploy.conftest import CHART, COMPOSE, SERVICES, SETTINGS, helm, names_in, read_compose, rendered_chart
+from tests.deploy.conftest import (
+    CHART,
+    COMPOSE,
+    SERVICES,
+    SETTINGS,
+    helm,
+    names_in,
+    program,
+    read_compose,
+    rendered_chart,
+)
 
 from banksman import settings
 from banksman.settings import SECRET_FIELDS
@@ -20,7 +31,8 @@ VALUES, EXAMPLE = CHART / "values.yaml", CHART.parent / "example.yaml"
 TEMPLATES = sorted((CHART / "templates").iterdir())
 KUBERNETES = ("1.27", "1.33", "1.37")
 EVERYTHING = (
-    "--set=metrics.serviceMonitor=true,metrics.prometheusRule=true,slack.tokenSecret.name=slack,kafka.clientCertificate=true",
+    "--set=metrics.serviceMonitor=true,metrics.prometheusRule=true,metrics.caSecret=banksman-tls,slack.tokenSecret.name=slack,kafka.clientCertificate=true",
+    '--set-json=networkPolicy.metrics=[{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]',
     "--set=networkPolicy.egress[0].ports[0].port=9093,settings.BANKSMAN_LATE_S=30,image.digest=sha256:" + "a" * 64,
 )
 
@@ -243,6 +255,10 @@ def test_plain_http_and_policies_have_to_be_said() -> None:
         return ran.stderr
 
     assert "tls.secret: name a Secret" in refused("--set=tls.secret=")
+    assert "kafka.clientCertificate" in refused("--set=kafka.security=SSL,kafka.tlsSecret=k")
+    assert "kafka.tlsSecret" in refused("--set=kafka.clientCertificate=true,kafka.tlsSecret=")
+    assert "enforcer.kafka" in refused("--set=enforcer.kafka.username=banksman-enforcer")
+    assert "networkPolicy.metrics" in refused("--set=metrics.serviceMonitor=true")
     assert "policies: give exactly one" in refused("--set=policies.configMap=")
     assert "policies: give exactly one" in refused("--set=policies.claim=x")
     assert "kafka.brokers" in refused("--set=kafka.brokers=").replace("/kafka/brokers", "kafka.brokers")
@@ -268,6 +284,75 @@ def test_policies_as_files_become_a_config_map() -> None:
     assert volume["configMap"]["name"] == made["metadata"]["name"]
 
 
-def test_alerts_of_the_chart_are_those_of_prometheus() -> None:
-    (rule,) = [one for one in rendered_chart(*EVERYTHING) if one["kind"] == "PrometheusRule"]
-    assert rule["spec"] == yaml.safe_load((CHART.parents[1] / "prometheus" / "alerts.yml").read_text())
+def test_a_service_may_have_a_kafka_user_of_its_own() -> None:
+    own = "--set=archiver.kafka.username=banksman-archiver,archiver.kafka.passwordSecret.name=kafka-archiver"
+    made = pods(rendered_chart(own, "--set=archiver.kafka.tlsSecret=kafka-archiver-tls,kafka.clientCertificate=true"))
+    for name, pod in made.items():
+        its = name == "archiver"
+        assert environment(pod)["BANKSMAN_KAFKA_USERNAME"] == ("banksman-archiver" if its else "service"), name
+        secrets = {
+            item["path"]: one["secret"]["name"]
+            for volume in pod["volumes"] if volume["name"] == "secrets"
+            for one in volume["projected"]["sources"] for item in one["secret"]["items"]
+        }  # fmt: skip
+        assert secrets["kafka_password"] == ("kafka-archiver" if its else "banksman-kafka"), name
+        (tls,) = [one["secret"]["secretName"] for one in pod["volumes"] if one["name"] == "kafka-tls"]
+        assert tls == ("kafka-archiver-tls" if its else "kafka-ca"), name
+
+
+def who_gets_in(*more: str) -> dict[str, list[dict[str, Any]]]:
+    """Component -> the peers that its network policy lets in."""
+    return {
+        one["metadata"]["labels"]["app.kubernetes.io/component"]: one["spec"]["ingress"][0]["from"]
+        for one in rendered_chart(*more)
+        if one["kind"] == "NetworkPolicy" and one["spec"]["ingress"]
+    }
+
+
+def test_prometheus_gets_in_where_the_values_say() -> None:
+    here, elsewhere = {"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    client = {"podSelector": {"matchLabels": {"agent": "yes"}}}
+    clients = f"--set-json=networkPolicy.clients={json.dumps([client])}"
+    metrics = f"--set-json=networkPolicy.metrics={json.dumps([elsewhere])}"
+    assert all(peers == [here] for peers in who_gets_in().values())
+    for more, listeners, others in (
+        ((clients,), [client, here], [here]),
+        ((metrics,), [here, elsewhere], [elsewhere]),
+        ((clients, metrics), [client, elsewhere], [elsewhere]),
+    ):
+        for name, peers in who_gets_in(*more).items():
+            assert peers == (listeners if name in ("enforcer", "console") else others), (more, name)
+
+
+def test_prometheus_holds_the_certificate_against_an_authority_only_where_one_is_named() -> None:
+    """A Secret of type kubernetes.io/tls need not have a ca.crt."""
+    monitoring = "--set=metrics.serviceMonitor=true,networkPolicy.metrics[0].podSelector.a=b"
+    for more, wanted in (
+        ((), None),
+        (("--set=metrics.caSecret=own-ca",), {"secret": {"name": "own-ca", "key": "ca.crt"}}),
+    ):
+        monitors = [one for one in rendered_chart(monitoring, *more) if one["kind"] == "ServiceMonitor"]
+        assert len(monitors) == len(SERVICES)
+        for one in monitors:
+            assert one["spec"]["endpoints"][0]["tlsConfig"].get("ca") == wanted
+
+
+def test_alerts_of_the_chart_are_those_of_prometheus_for_this_installation(tmp_path: Path) -> None:
+    (made,) = [one for one in rendered_chart(*EVERYTHING) if one["kind"] == "PrometheusRule"]
+    written = yaml.safe_load((CHART.parents[1] / "prometheus" / "alerts.yml").read_text())
+    selected = 0
+    for group, own in zip(written["groups"], made["spec"]["groups"], strict=True):
+        for rule, its in zip(group["rules"], own["rules"], strict=True):
+            for metric, service, labels in re.findall(r"\b(banksman_([a-z]+)_\w+)(\{[^}]*\})?", its["expr"]):
+                assert labels.startswith(f'{{namespace="default",service="banksman-{service}"'), (metric, its["expr"])
+                selected += 1
+            assert its | {"expr": ""} == rule | {"expr": ""}
+    assert selected == len(
+        re.findall(r"\bbanksman_", str([rule["expr"] for g in written["groups"] for rule in g["rules"]]))
+    )
+    rules = tmp_path / "rules.yml"
+    rules.write_text(yaml.safe_dump(made["spec"]))
+    ran = subprocess.run(
+        [program("promtool"), "check", "rules", str(rules)], capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -42,14 +42,23 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- join "," (concat $names .root.Values.hosts) }}
 {{- end }}
 
+{{/* Who a service is to Kafka, as JSON: its own user where it has one, else the one that all share. */}}
+{{- define "banksman.kafka" -}}
+{{- $shared := .root.Values.kafka }}
+{{- $own := (index .root.Values .name).kafka }}
+{{- $secret := ternary $own.passwordSecret $shared.passwordSecret (ne $own.passwordSecret.name "") }}
+{{- dict "username" ($own.username | default $shared.username) "secret" $secret "tls" ($own.tlsSecret | default $shared.tlsSecret) | toJson }}
+{{- end }}
+
 {{/* Which secrets a service needs: no other is in its pod. */}}
 {{- define "banksman.secrets" -}}
 {{- $values := .root.Values }}
+{{- $kafka := include "banksman.kafka" . | fromJson }}
 {{- if ne .name "migrate" }}
 - secret: {name: {{ $values.serverSecret.name }}, items: [{key: {{ $values.serverSecret.key }}, path: banksman_secret}]}
 {{- end }}
 {{- if hasPrefix "SASL" $values.kafka.security }}
-- secret: {name: {{ $values.kafka.passwordSecret.name }}, items: [{key: {{ $values.kafka.passwordSecret.key }}, path: kafka_password}]}
+- secret: {name: {{ $kafka.secret.name }}, items: [{key: {{ $kafka.secret.key }}, path: kafka_password}]}
 {{- end }}
 {{- if has .name (list "migrate" "archiver") }}
 - secret: {name: {{ $values.clickhouse.passwordSecret.name }}, items: [{key: {{ $values.clickhouse.passwordSecret.key }}, path: clickhouse_password}]}
@@ -64,15 +73,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "banksman.environment" -}}
 {{- $values := .root.Values }}
+{{- $kafka := include "banksman.kafka" . | fromJson }}
 - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
 - {name: BANKSMAN_KAFKA, value: {{ $values.kafka.brokers | quote }}}
 - {name: BANKSMAN_KAFKA_SECURITY, value: {{ $values.kafka.security }}}
 {{- if hasPrefix "SASL" $values.kafka.security }}
 - {name: BANKSMAN_KAFKA_SASL_MECHANISM, value: {{ $values.kafka.mechanism }}}
-- {name: BANKSMAN_KAFKA_USERNAME, value: {{ $values.kafka.username | quote }}}
+- {name: BANKSMAN_KAFKA_USERNAME, value: {{ $kafka.username | quote }}}
 - {name: BANKSMAN_KAFKA_PASSWORD_FILE, value: /run/secrets/banksman/kafka_password}
 {{- end }}
-{{- if $values.kafka.tlsSecret }}
+{{- if $kafka.tls }}
 - {name: BANKSMAN_KAFKA_CA_FILE, value: /run/secrets/kafka-tls/ca.crt}
 {{- if $values.kafka.clientCertificate }}
 - {name: BANKSMAN_KAFKA_CERT_FILE, value: /run/secrets/kafka-tls/tls.crt}
@@ -127,6 +137,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "banksman.volumes" -}}
 {{- $values := .root.Values }}
+{{- $kafka := include "banksman.kafka" . | fromJson }}
 - name: tmp
   emptyDir: {medium: Memory, sizeLimit: 16Mi}
 - name: secrets
@@ -134,9 +145,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
     defaultMode: 0440
     sources:
       {{- include "banksman.secrets" . | trim | nindent 6 }}
-{{- if $values.kafka.tlsSecret }}
+{{- if $kafka.tls }}
 - name: kafka-tls
-  secret: {secretName: {{ $values.kafka.tlsSecret }}, defaultMode: 0440}
+  secret: {secretName: {{ $kafka.tls }}, defaultMode: 0440}
 {{- end }}
 {{- if and $values.clickhouse.caSecret (has .name (list "migrate" "archiver" "console")) }}
 - name: clickhouse-ca
@@ -158,9 +169,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "banksman.mounts" -}}
 {{- $values := .root.Values }}
+{{- $kafka := include "banksman.kafka" . | fromJson }}
 - {name: tmp, mountPath: /tmp}
 - {name: secrets, mountPath: /run/secrets/banksman, readOnly: true}
-{{- if $values.kafka.tlsSecret }}
+{{- if $kafka.tls }}
 - {name: kafka-tls, mountPath: /run/secrets/kafka-tls, readOnly: true}
 {{- end }}
 {{- if and $values.clickhouse.caSecret (has .name (list "migrate" "archiver" "console")) }}
