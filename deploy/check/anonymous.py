@@ -6,7 +6,7 @@ import http.client
 import socket
 import ssl
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from findings import TIMEOUT_S, Finding, Place, ask, why
@@ -17,12 +17,22 @@ if TYPE_CHECKING:
 NAME = b"banksman-check"
 METADATA = struct.pack(">hhih", 3, 5, 7, len(NAME)) + NAME + struct.pack(">ib", -1, 0)
 """Kafka's own question "who is there, and which topics": version 5, correlation 7, all topics, and make none."""
+TLS_ALERT = b"\x15\x03"
+"""How a listener that speaks TLS begins its answer to whoever does not."""
+WANTS_CERTIFICATE = ("CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE")
+"""What a listener says in TLS 1.3 and 1.2 to whoever shows no certificate, as we do."""
 NOBODY = "bmo_0000000000000000_nobody"
 """An operator's token by its looks, and nobody's."""
 
 
+Answered = Literal["its topics", "TLS", "nothing"]
+
+
 def kafka_refuses(broker: str, *, tls: bool, ca: str | None) -> Iterator[Finding]:
-    """Who does not log in is hung up on; where TLS is asked for, so is who does not speak it."""
+    """Who does not log in is hung up on; where TLS is asked for, so is who does not speak it.
+
+    Where TLS was not asked for and is spoken, nothing is known before it was knocked at over TLS, too.
+    """
     name = f"kafka {broker}"
     host, _, port = broker.rpartition(":")
     host = host.strip("[]")
@@ -36,7 +46,10 @@ def kafka_refuses(broker: str, *, tls: bool, ca: str | None) -> Iterator[Finding
                 spoken = secured.version()
                 answered = _answers(secured)
         except OSError as error:
-            yield Finding(name, "FAILED", f"no TLS connection: {why(error)}")
+            if isinstance(error, ssl.SSLError) and (error.reason or "").endswith(WANTS_CERTIFICATE):
+                yield Finding(name, "ok", "speaks TLS, with a certificate of its name, and wants one of whoever comes")
+            else:
+                yield Finding(name, "FAILED", f"no TLS connection: {why(error)}")
         else:
             yield Finding(name, "ok", f"speaks {spoken}, with a certificate of its name")
             yield _judged(name, answered)
@@ -46,31 +59,35 @@ def kafka_refuses(broker: str, *, tls: bool, ca: str | None) -> Iterator[Finding
     except OSError as error:
         yield Finding(name, "FAILED", f"nobody answers: {why(error)}")
         return
-    if tls and answered:
+    if tls and answered == "its topics":
         yield Finding(name, "FAILED", "answers without TLS, too")
+    elif not tls and answered == "TLS":
+        yield from kafka_refuses(broker, tls=True, ca=ca)
     elif not tls:
         yield _judged(name, answered)
 
 
-def _judged(name: str, answered: bool) -> Finding:
-    if answered:
+def _judged(name: str, answered: Answered) -> Finding:
+    if answered == "its topics":
         return Finding(name, "FAILED", "tells its topics to whoever asks: its listener wants no login (SASL)")
     return Finding(name, "ok", "hangs up on whoever does not log in")
 
 
-def _answers(connection: socket.socket) -> bool:
-    """Whether a stranger's question gets Kafka's answer to it. OSError: nothing was said for some time."""
+def _answers(connection: socket.socket) -> Answered:
+    """What a stranger's question gets. OSError: nothing was said for some time."""
     try:
         connection.sendall(struct.pack(">i", len(METADATA)) + METADATA)
         said = b""
         while len(said) < 8:
             more = connection.recv(4096)
             if not more:
-                return False
+                break
             said += more
     except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
-        return False
-    return said[4:8] == METADATA[4:8]  # the correlation that was sent
+        return "nothing"
+    if said.startswith(TLS_ALERT):
+        return "TLS"
+    return "its topics" if said[4:8] == METADATA[4:8] else "nothing"  # the correlation that was sent
 
 
 def clickhouse_refuses(place: Place, users: list[str], ca: str | None) -> Iterator[Finding]:
@@ -85,7 +102,8 @@ def clickhouse_refuses(place: Place, users: list[str], ca: str | None) -> Iterat
             yield Finding(name, "FAILED", f"{place} does not answer: {why(error)}")
             return
         if answer.status in (401, 403):
-            yield Finding(name, "ok", f"is refused without a password ({answer.status})")
+            there = " if it is a user at all: ClickHouse does not say" if user else ""
+            yield Finding(name, "ok", f"is refused without a password ({answer.status}){there and ','}{there}")
         elif answer.status == 200:
             text = "is answered without a password"
             yield Finding(

@@ -123,7 +123,7 @@ def doctor(enforcer: Place, console: Place, token: str, ca: str | None) -> Itera
     command = shutil.which("banksman")
     argv = [command] if command else [sys.executable, "-m", "banksman.cli.main"]
     if not command and not find_spec("banksman"):
-        yield Finding("doctor", "skipped", "there is no `banksman` here: pip install banksman")
+        yield Finding("doctor", "skipped", "there is no `banksman` here: `pip install .` in its clone")
         return
     environment = {name: value for name, value in os.environ.items() if name != "BANKSMAN_OPERATOR_TOKEN_FILE"} | {
         "BANKSMAN_URL": enforcer.url, "BANKSMAN_CONSOLE_URL": console.url, "BANKSMAN_OPERATOR_TOKEN": token,

@@ -76,6 +76,9 @@ def look(args: argparse.Namespace) -> Iterator[Finding]:
         yield from clickhouse_refuses(place, args.clickhouse_user, args.clickhouse_ca)
     else:
         yield Finding("clickhouse", "skipped", "no address: --clickhouse, or BANKSMAN_CLICKHOUSE")
+    for name in ("archiver", "processors", "notifier"):
+        if name not in {place.name for place in others}:
+            yield Finding(name, "skipped", f"no address: --health {name}=URL")
     token = _token()
     if token:
         yield from replicas_agree(enforcers, consoles, token, args.ca)
@@ -99,8 +102,8 @@ def _arguments() -> argparse.Namespace:
         "--clickhouse", metavar="URL", default=known("BANKSMAN_CLICKHOUSE"), help="(BANKSMAN_CLICKHOUSE)"
     )
     parser.add_argument(
-        "--clickhouse-user", action="append", metavar="NAME", default=["default", "admin", "analyst"],
-        help="another user that may not get in without a password; repeatable",
+        "--clickhouse-user", action="append", metavar="NAME", default=[],
+        help="another user that may not get in without a password; repeatable (BANKSMAN_CLICKHOUSE_USER, _READER)",
     )  # fmt: skip
     parser.add_argument("--tls", action="store_true", help="everything has to speak TLS")
     parser.add_argument("--ca", metavar="FILE", default=known("BANKSMAN_CA_FILE"), help="(BANKSMAN_CA_FILE)")
@@ -108,6 +111,8 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.enforcer = args.enforcer or [known("BANKSMAN_URL", "http://127.0.0.1:7700")]
     args.console = args.console or [known("BANKSMAN_CONSOLE_URL", "http://127.0.0.1:7701")]
+    args.clickhouse_user += ["default", known("BANKSMAN_CLICKHOUSE_USER") or "admin"]
+    args.clickhouse_user += [known("BANKSMAN_CLICKHOUSE_READER") or "analyst"]
     args.kafka_security = known("BANKSMAN_KAFKA_SECURITY", "")
     args.kafka_ca = known("BANKSMAN_KAFKA_CA_FILE") or args.ca
     args.clickhouse_ca = known("BANKSMAN_CLICKHOUSE_CA_FILE") or args.ca

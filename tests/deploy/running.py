@@ -40,6 +40,7 @@ agents:
     allow:
       - {service: git, actions: [pull]}
 """
+EXTRA = {"open": "PLAINTEXT", "tls": "SASL_SSL", "opentls": "SSL", "mutual": "SSL"}
 READY = re.compile(r"^(?:listening \S+|\w+ ready)$", re.MULTILINE)
 
 
@@ -55,8 +56,8 @@ def make_secrets(folder: Path) -> Path:
 
 @dataclass
 class Running:
-    """The processes; `ports` by service. Kafka has two listeners that no file of ours has: `open` wants no login, `tls` wants
-    one over TLS, with the certificate `tls.pem`.
+    """The processes; `ports` by service. Kafka has listeners that no file of ours has: `open` wants no login, `tls` wants
+    one over TLS, with the certificate `tls.pem`; `opentls` wants none over TLS, `mutual` a client's certificate.
     """
 
     folder: Path
@@ -68,7 +69,7 @@ class Running:
 
     def begin(self) -> None:
         """All of it, as `docker compose up` would: servers, migrate, services."""
-        self.ports = {name: free_port() for name in ("kafka", "controller", "open", "tls", "clickhouse", *SERVICES)}
+        self.ports = {name: free_port() for name in ("kafka", "controller", *EXTRA, "clickhouse", *SERVICES)}
         for folder in ("audit", "policies", "tmp"):
             (self.folder / folder).mkdir()
         (self.folder / "audit" / "sitecustomize.py").write_text(AUDIT)
@@ -210,13 +211,17 @@ class Running:
             moved = moved.replace(":9092", f":{self.ports['kafka']}").replace(":9093", f":{self.ports['controller']}")
             told[name] = moved.replace("/var/lib/kafka/data", str(self.folder / "kafka"))
         certificate(self.folder / "tls.pem", "DNS:localhost,IP:127.0.0.1")
-        for name, protocol in (("open", "PLAINTEXT"), ("tls", "SASL_SSL")):
+        for name, protocol in EXTRA.items():
             told["listeners"] += f",{name.upper()}://127.0.0.1:{self.ports[name]}"
             told["advertised.listeners"] += f",{name.upper()}://127.0.0.1:{self.ports[name]}"
             told["listener.security.protocol.map"] += f",{name.upper()}:{protocol}"
+            if protocol.endswith("SSL"):
+                told[f"listener.name.{name}.ssl.keystore.type"] = "PEM"
+                told[f"listener.name.{name}.ssl.keystore.location"] = f"{self.folder}/tls.pem"
         told |= {
-            "listener.name.tls.ssl.keystore.type": "PEM",
-            "listener.name.tls.ssl.keystore.location": f"{self.folder}/tls.pem",
+            "listener.name.mutual.ssl.client.auth": "required",
+            "listener.name.mutual.ssl.truststore.type": "PEM",
+            "listener.name.mutual.ssl.truststore.location": f"{self.folder}/tls.pem.crt",
         }
         return told
 

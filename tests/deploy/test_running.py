@@ -102,6 +102,15 @@ def test_without_a_token_it_says_what_is_left_out(running: Running) -> None:
     assert "1 were left out" in ran.stdout
 
 
+def test_a_service_whose_address_is_not_given_is_named(running: Running) -> None:
+    env = {"BANKSMAN_URL": running.url("enforcer"), "BANKSMAN_CONSOLE_URL": running.url("console")}
+    ran = subprocess.run(CHECK, capture_output=True, text=True, timeout=120, env=child_environment() | env)
+    assert ran.returncode == 0, ran.stdout
+    for name in ("archiver", "processors", "notifier", "kafka", "clickhouse"):
+        assert re.search(rf"skipped +{name} +no address: --\w+", ran.stdout), ran.stdout
+    assert "6 were left out" in ran.stdout
+
+
 def test_a_listener_of_kafka_that_wants_no_login_is_found(running: Running) -> None:
     ran = check(running, "--json", BANKSMAN_KAFKA=f"127.0.0.1:{running.ports['open']}")
     assert ran.returncode == 1
@@ -129,13 +138,16 @@ def test_a_clickhouse_user_without_a_password_is_found(running: Running) -> None
         thread.start()
         try:
             ran = check(
-                running, "--clickhouse-user", "root", BANKSMAN_CLICKHOUSE=f"http://127.0.0.1:{server.server_port}"
-            )
+                running, "--clickhouse-user", "root", BANKSMAN_CLICKHOUSE=f"http://127.0.0.1:{server.server_port}",
+                BANKSMAN_CLICKHOUSE_USER="writer", BANKSMAN_CLICKHOUSE_READER="reader",
+            )  # fmt: skip
         finally:
             server.shutdown()
             thread.join()
     wrong = failures(ran)
     assert wrong.count("\n") == 2, ran.stdout
+    for name in ("writer", "reader"):  # as the settings name them
+        assert re.search(rf"ok +clickhouse {name} .*refused .*if it is a user at all", ran.stdout), ran.stdout
     assert "clickhouse nobody" in wrong
     assert "clickhouse default" in wrong
     assert "clickhouse root" in wrong
@@ -187,6 +199,26 @@ def test_kafka_over_tls(running: Running) -> None:
     wrong = failures(check(running, BANKSMAN_KAFKA=f"127.0.0.1:{running.ports['open']}", **own))
     assert "no TLS connection" in wrong
     assert "answers without TLS, too" in wrong
+
+
+def test_a_listener_of_kafka_that_is_open_over_tls_is_found(running: Running) -> None:
+    """Also by whoever did not know that it speaks TLS: it hangs up on plain words, and that says nothing."""
+    own = {"BANKSMAN_KAFKA": f"localhost:{running.ports['opentls']}"}
+    own["BANKSMAN_KAFKA_CA_FILE"] = str(running.folder / "tls.pem.crt")
+    for security in ("", "SSL"):
+        wrong = failures(check(running, **own, **({"BANKSMAN_KAFKA_SECURITY": security} if security else {})))
+        assert re.search(r"FAILED +kafka .*wants no login", wrong), wrong
+        assert wrong.count("\n") == 0, wrong
+    closed = check(running, **own | {"BANKSMAN_KAFKA": f"localhost:{running.ports['tls']}"})
+    assert closed.returncode == 0, closed.stdout
+
+
+def test_a_listener_of_kafka_that_wants_a_certificate_is_not_open(running: Running) -> None:
+    broker = f"localhost:{running.ports['mutual']}"
+    own = {"BANKSMAN_KAFKA_SECURITY": "SSL", "BANKSMAN_KAFKA_CA_FILE": str(running.folder / "tls.pem.crt")}
+    ran = check(running, BANKSMAN_KAFKA=broker, **own)
+    assert ran.returncode == 0, ran.stdout
+    assert re.search(rf"ok +kafka {broker} .*wants one of whoever comes", ran.stdout), ran.stdout
 
 
 def test_tls_with_a_certificate_of_another_name_is_found(running: Running, tmp_path: Path) -> None:
