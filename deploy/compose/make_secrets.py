@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 import uuid
@@ -33,6 +34,11 @@ KafkaServer {{
   password="{broker}"
   user_broker="{broker}"
   user_service="{service}";
+}};
+KafkaClient {{
+  org.apache.kafka.common.security.plain.PlainLoginModule required
+  username="service"
+  password="{service}";
 }};
 """
 CLICKHOUSE = """\
@@ -103,14 +109,27 @@ def main(folder: Path, environment: Path) -> list[str]:
     keep("clickhouse_users", CLICKHOUSE.format(writer=_sha256(writer), reader=_sha256(reader)), 0o444)
     keep("grafana_clickhouse_password", reader, 0o444)
     keep("grafana_admin_password", secrets.token_urlsafe(18), 0o444)
-    if not environment.exists():
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        environment.write_text(
-            "# Written by deploy/compose/make_secrets.py; read by `docker compose`. No secret is in here.\n"
-            f"BANKSMAN_UID={owner[0]}\nBANKSMAN_GID={owner[1]}\nKAFKA_CLUSTER_ID={cluster}\n"
-        )
-        made.append(environment.name)
+    made += _say(
+        environment,
+        BANKSMAN_UID=str(owner[0]),
+        BANKSMAN_GID=str(owner[1]),
+        KAFKA_CLUSTER_ID=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
+    )
     return made
+
+
+def _say(environment: Path, **wanted: str) -> list[str]:
+    """Write into `.env` what it does not say yet; what somebody else wrote there stays -> what was written."""
+    before = environment.read_text() if environment.exists() else ""
+    said = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=\s*\S", before, re.MULTILINE)
+    missing = [name for name in wanted if name not in said]
+    if missing:
+        lines = ["# Written by deploy/compose/make_secrets.py; read by `docker compose`. No secret is in here."]
+        lines += [f"{name}={wanted[name]}" for name in missing]
+        environment.write_text(
+            before + ("\n" if before and not before.endswith("\n") else "") + "\n".join(lines) + "\n"
+        )
+    return [f"{name} in {environment.name}" for name in missing]
 
 
 def _sha256(password: str) -> str:

@@ -50,7 +50,7 @@ def program(name: str) -> str:
     """The path of a program of others; the test is skipped where it is not there."""
     found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if not found:
-        how = "it comes with systemd" if name.startswith("systemd") else "`make tools` builds it, with Go"
+        how = "it comes with systemd" if name.startswith("system") else "`make tools` builds it, with Go"
         pytest.skip(f"{name} is not here ({how}): what can be checked without it is, in the tests beside this one")
     return found
 

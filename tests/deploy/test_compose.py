@@ -22,10 +22,11 @@ from tests.deploy.conftest import (
     SERVICES,
     SETTINGS,
     names_in,
+    program,
     read_compose,
     rendered_compose,
 )
-from tests.deploy.running import make_secrets
+from tests.deploy.running import MAKE_SECRETS, make_secrets
 
 from banksman import settings
 from banksman.local import jars
@@ -149,6 +150,16 @@ def test_kafka_and_clickhouse_cannot_be_reached_from_the_machine() -> None:
         assert "ports" not in every["services"][name]
 
 
+@pytest.mark.parametrize("variant", [(), (THREE,)], ids=["one", "three"])
+def test_agents_meet_nobody_but_enforcers(variant: tuple[Path, ...]) -> None:
+    """Their network is plain HTTP on a bridge: no console, no login of Grafana's, no notifier is on it."""
+    services = rendered_compose(*variant)["services"]
+    there = {name for name, one in services.items() if "agents" in one["networks"]}
+    assert there == {name for name in services if name.startswith("enforcer")}
+    assert all(set(services[name]["networks"]) == {"servers", "agents"} for name in there)
+    assert not (read_compose()["networks"]["agents"] or {}).get("internal")  # or its port on the machine would be none
+
+
 def test_the_secrets_are_made_once_and_are_what_the_services_read(tmp_path: Path) -> None:
     folder = make_secrets(tmp_path)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -176,6 +187,20 @@ def test_the_secrets_are_made_once_and_are_what_the_services_read(tmp_path: Path
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 
+def test_an_env_of_somebodys_own_gets_what_it_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("COMPOSE_FILE=docker-compose.yml\nBANKSMAN_UID=0\nKAFKA_CLUSTER_ID=")
+    folder = make_secrets(tmp_path)
+    before = (tmp_path / ".env").read_text()
+    said = re.findall(r"^(\w+)=(.+)$", before, re.MULTILINE)
+    assert [name for name, _ in said] == ["COMPOSE_FILE", "BANKSMAN_UID", "BANKSMAN_GID", "KAFKA_CLUSTER_ID"]
+    assert dict(said)["BANKSMAN_UID"] == "0"
+    assert len(dict(said)["KAFKA_CLUSTER_ID"]) == 22
+    script = folder.parent / "make_secrets.py"
+    ran = subprocess.run([sys.executable, "-I", str(script)], capture_output=True, text=True, timeout=30)
+    assert "nothing was made again" in ran.stdout
+    assert (tmp_path / ".env").read_text() == before
+
+
 def test_clickhouse_has_our_two_users_and_no_other(tmp_path: Path) -> None:
     import hashlib
     import xml.etree.ElementTree as ET
@@ -197,7 +222,7 @@ def test_clickhouse_has_our_two_users_and_no_other(tmp_path: Path) -> None:
 
 
 def test_secrets_and_env_are_not_committed_and_not_sent_to_the_engine() -> None:
-    for path in (".env", "deploy/compose/secrets/banksman_secret"):
+    for path in (".env", "deploy/compose/secrets/banksman_secret", "admin.token", "banksman_kafka.tar.gz"):
         assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, path
     assert not re.search(r"^!(deploy|deploy/compose|\.env)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
 
@@ -206,6 +231,8 @@ def test_grafana_asks_as_the_reader() -> None:
     told = yaml.safe_load((DEPLOY / "compose" / "grafana" / "clickhouse.yml").read_text())
     (source,) = told["datasources"]
     assert source["jsonData"]["username"] == settings.ClickHouse().clickhouse_reader
+    (most,) = re.findall(r"<max_execution_time><min>1</min><max>(\d+)</max>", MAKE_SECRETS.read_text())
+    assert int(source["jsonData"]["queryTimeout"]) + 5 <= int(most)  # what its plugin asks for
     secrets = read_compose()["services"]["grafana"]["secrets"]
     assert re.search(r"\$__file\{/run/secrets/(\w+)\}", source["secureJsonData"]["password"])[1] in secrets  # type: ignore[index]
 
@@ -219,6 +246,83 @@ def test_as_docker_renders_it() -> None:
                 assert volume["read_only"], volume
                 assert Path(volume["source"]).exists(), volume
     assert told["services"]["console"]["ports"][0]["host_ip"] == "127.0.0.1"
+
+
+def blocks(heading: str) -> str:
+    """The indented lines of a section of docs/deployment.md."""
+    section = (ROOT / "docs" / "deployment.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line[4:] for line in section.splitlines() if line.startswith("    ")]
+    assert lines, heading
+    return "\n".join(lines)
+
+
+def test_every_command_of_the_page_is_about_the_whole_deployment(tmp_path: Path) -> None:
+    """With -f in one command, the next without it would make one broker of three."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    assert not re.search(r"docker compose [^\n]*-f ", page)
+    (files,) = re.findall(r"^echo (COMPOSE_FILE=\S+) >> \.env$", blocks("Three brokers"), re.MULTILINE)
+    environment = tmp_path / "env"
+    environment.write_text(f"{files}\nBANKSMAN_UID=1\nBANKSMAN_GID=1\nKAFKA_CLUSTER_ID={'x' * 22}\n")
+    argv = [program("docker-compose"), "--env-file", str(environment), "config", "--services"]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    assert {"kafka", "kafka-2", "kafka-3", "enforcer-3"} <= set(ran.stdout.split())
+
+
+DOCKER = """\
+#!/bin/sh
+# Volumes are folders here, and a container's mounts are where they come from.
+case "$1 $2" in
+    "compose "*) echo "$@" >> calls;;
+    "volume ls") ls "$VOLUMES";;
+    "run --rm")
+        script=${10}
+        for mount in "$4" "$6"; do
+            mount=${mount%:ro}
+            from=${mount%:*}
+            case $from in /*) ;; *) from=$VOLUMES/$from;; esac
+            script=$(echo "$script" | sed "s#${mount##*:}\\([ /]\\)#$from\\1#g")
+        done
+        exec sh -c "$script";;
+    *) exit 64;;
+esac
+"""
+
+
+def test_a_backup_is_whole_ones_own_and_comes_back(tmp_path: Path) -> None:
+    """The commands of the page, with a `docker` whose volumes are folders: every volume, secrets and .env too."""
+    volumes, here = tmp_path / "volumes", tmp_path / "here"
+    names = ("banksman_kafka", "banksman_kafka-2", "banksman_clickhouse")
+    for name in names:
+        (volumes / name).mkdir(parents=True)
+        (volumes / name / "data").write_text(name)
+    here.mkdir()
+    secrets = make_secrets(here)
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VOLUMES": str(volumes)}
+    backup, _, restore = blocks("Backup").partition("docker compose start")
+
+    def shell(commands: str) -> None:
+        ran = subprocess.run(
+            ["sh", "-eu", "-c", commands], capture_output=True, text=True, timeout=60, env=env, cwd=here
+        )
+        assert ran.returncode == 0, ran.stderr
+
+    shell(backup)
+    kept = {file.name: stat.S_IMODE(file.stat().st_mode) for file in here.glob("*.tar.gz")}
+    assert kept == {f"{name}.tar.gz": 0o600 for name in (*names, "banksman_secrets")}
+    before = (secrets / "banksman_secret").read_text(), (here / ".env").read_text()
+    (secrets / "banksman_secret").unlink()
+    (here / ".env").unlink()
+    for name in names:
+        (volumes / name / "data").unlink()
+        (volumes / name / "later").write_text("of a time that is not to be any more")
+    shell(restore)
+    assert before == ((secrets / "banksman_secret").read_text(), (here / ".env").read_text())
+    for name in names:
+        assert [(file.name, file.read_text()) for file in (volumes / name).iterdir()] == [("data", name)]
+    assert (here / "calls").read_text().split("\n")[0] == "compose stop"
 
 
 def test_three_brokers_as_docker_renders_them() -> None:

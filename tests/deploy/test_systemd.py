@@ -55,6 +55,30 @@ def test_a_secret_is_a_credential(file: Path) -> None:
         assert source.startswith("/etc/banksman/secrets/")
 
 
+def test_each_unit_has_a_user_of_its_own() -> None:
+    """One user for all could read what is in another's memory and among its credentials, below /proc/PID/root."""
+    every = [(name, value) for file in UNITS.rglob("*.*") if file.is_file() for name, value in words(file)]
+    assert ("DynamicUser", "yes") in every
+    assert not {"User", "Group", "SupplementaryGroups"} & {name for name, _ in every}
+
+
+def test_workers_names_differ_between_machines() -> None:
+    """Two members of a Kafka group under one name take it from each other."""
+    for kind in ("notifier", "processors@", "archiver@"):
+        told = [value for name, value in words(UNITS / f"banksman-{kind}.service") if name == "Environment"]
+        (name,) = [value.partition("=")[2] for value in told if value.startswith("BANKSMAN_WORKER=")]
+        assert "%m" in name, kind
+        assert ("%i" in name) == kind.endswith("@"), kind
+
+
+def test_what_a_service_can_do_without_need_not_be_there() -> None:
+    """Slack's token, and Kafka's password with client certificates: systemd would not start the unit for want of a file."""
+    for file in (COMMON, UNITS / "banksman-notifier.service"):
+        assert [value for name, value in words(file) if name == "SetCredential"] == [
+            f"{'kafka_password' if file == COMMON else 'slack_token'}:\\n"
+        ]
+
+
 def test_nothing_is_writable() -> None:
     told = dict(words(COMMON))
     assert told["ProtectSystem"] == "strict"
@@ -87,6 +111,41 @@ def test_systemd_reads_them(installed: Path) -> None:
     unit = installed / "banksman-enforcer.service"
     unit.write_text(unit.read_text().replace("Restart=always", "Restart=somehow"))
     assert "ignoring: somehow" in analyze(installed, "verify", unit.name).stderr  # it does say so
+
+
+def test_what_is_enabled_starts_with_the_machine(installed: Path) -> None:
+    """The page's own line: services hang on the target, and the target on the machine."""
+    root = installed / "root"
+    units = root / "etc" / "systemd" / "system"
+    units.mkdir(parents=True)
+    for file in installed.glob("banksman*"):
+        if file.is_file():
+            (units / file.name).write_text(file.read_text())
+    page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    (line,) = re.findall(r"^    systemctl enable --now (.+)$", page, re.MULTILINE)
+    ran = subprocess.run(
+        [program("systemctl"), f"--root={root}", "enable", *line.split()], capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (units / "multi-user.target.wants" / "banksman.target").is_symlink()
+    wanted = {link.name for link in (units / "banksman.target.wants").iterdir()}
+    assert wanted == {one for one in INSTANCES if "migrate" not in one}
+
+
+def test_a_service_may_have_a_kafka_user_of_its_own(installed: Path) -> None:
+    """The page's drop-in is read after the common one, and what it sets takes the place of what stands there."""
+    page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    (where, text) = re.findall(r"`/etc/systemd/system/(\S+\.conf)`:\n\n((?:    .+\n)+)", page)[0]
+    assert where.rpartition("/")[2] > COMMON.name
+    folder = installed / where.rpartition("/")[0]
+    folder.mkdir()
+    (installed / where).write_text(re.sub(r"^    ", "", text, flags=re.MULTILINE))
+    ran = analyze(installed, "verify", folder.name.removesuffix(".d"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    ids = [value.partition(":")[0] for name, value in words(installed / where) if name == "LoadCredential"]
+    assert ids == ["kafka_password"]
+    files = [value for name, value in words(COMMON) if name == "EnvironmentFile"]
+    assert files == ["/etc/banksman/banksman.env", "-/etc/banksman/%p.env"]  # the latter has the last word
 
 
 @pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda file: file.name)
