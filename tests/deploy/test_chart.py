@@ -310,7 +310,8 @@ def who_gets_in(*more: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_prometheus_gets_in_where_the_values_say() -> None:
-    here, elsewhere = {"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    here: dict[str, Any] = {"podSelector": {}}
+    elsewhere = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
     client = {"podSelector": {"matchLabels": {"agent": "yes"}}}
     clients = f"--set-json=networkPolicy.clients={json.dumps([client])}"
     metrics = f"--set-json=networkPolicy.metrics={json.dumps([elsewhere])}"

@@ -174,6 +174,10 @@ def test_the_secrets_are_made_once_and_are_what_the_services_read(tmp_path: Path
     before = {file.name: file.read_text() for file in folder.iterdir()}
     for name in ("kafka_password", "clickhouse_password", "clickhouse_reader_password", "grafana_admin_password"):
         assert len(before[name].strip()) >= 24
+    shared = re.findall(r'(?:user_service|(?<!_)password)="(\S+)";?', before["kafka_jaas"])
+    assert (
+        shared[1:] == [before["kafka_password"].strip()] * 2
+    )  # the broker's own comes first; then who `service` is, twice
     environment = (tmp_path / ".env").read_text()
     assert set(re.findall(r"^(\w+)=", environment, re.MULTILINE)) == {
         "BANKSMAN_UID",
