@@ -37,7 +37,10 @@ class Up:
     def __init__(self, folder: Path, policies: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.data, self.policies = folder / "my data", policies or folder / "policies"
-        self.ports = {name: free_port() for name in ("kafka", "clickhouse", "enforcer", "console")}
+        ports: set[int] = set()
+        while len(ports) < 4:  # the same may be drawn twice
+            ports.add(free_port())
+        self.ports = dict(zip(("kafka", "clickhouse", "enforcer", "console"), ports, strict=True))
         self._said = folder / "up.output"
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -113,8 +113,10 @@ async def create_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> lis
         for name, code, message in (await admin.create_topics(wanted)).topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:  # somebody else was faster: as good
-                if error.retriable:
-                    raise error(message)
+                if error.retriable or "fenced" in (
+                    message or ""
+                ):  # brokers that have just come back are not let in yet
+                    raise NodeNotReadyError(f"{error.__name__}: {message}")
                 raise BadDeployment(f"topic {name} cannot be created: {message or error.__name__}")
 
     async def listed(admin: AIOKafkaAdminClient) -> None:

@@ -157,12 +157,13 @@ class Notifying:
             await consumer.stop()
         return found
 
-    async def recorded(self, *kinds: str, seconds: float = 20) -> list[events.Finding]:
-        """The records, once there are such of these kinds in this order."""
+    async def recorded(self, *kinds: str, seconds: float = 20, ordered: bool = True) -> list[events.Finding]:
+        """The records, once there are such of these kinds, in this order or, not `ordered`, in any."""
         end = time.monotonic() + seconds
         while True:
             found = await self.records()
-            if [events.kind_of(each) for each in found] == list(kinds):
+            there = [events.kind_of(each) for each in found]
+            if there == list(kinds) or (not ordered and sorted(there) == sorted(kinds)):
                 return found
             assert time.monotonic() < end, f"{found}\nseen: {self.slack.seen}"
             await asyncio.sleep(0.05)  # between two looks
