@@ -1,4 +1,5 @@
-"""kill -9 of everything under load, and replicas frozen for longer than their lease: what was answered is there, once.
+"""Replicas frozen for longer than their lease, also in the middle of an answer: what was answered is there, once. What else can
+happen is in `tests/faults`.
 
 The schedule comes from a seed: FAULTS_SEED repeats a run, FAULTS_ROUNDS makes it longer.
 
@@ -24,9 +25,7 @@ ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "1"))
 LEASE_S = 1.5
 
 FAULTS = (
-    ("kill", ("kafka", "clickhouse", "archiver", *REPLICAS)),
     ("freeze", ("enforcer-2",)),
-    ("freeze", ("kafka",)),
     ("strand", ("enforcer-1",)),  # frozen between a record's acknowledgement and the answer, for longer than the lease
     ("strand and kill", ("enforcer-2",)),
 )
@@ -45,18 +44,12 @@ def schedule(chance: random.Random) -> Iterator[Step]:
     """Each fault once a round, in an order of the seed's."""
     for _ in range(ROUNDS):
         for what, whom in chance.sample(FAULTS, len(FAULTS)):
-            shortest = 0 if what == "kill" else LEASE_S + 0.5
-            yield Step(what, whom, chance.randrange(20, 120), chance.uniform(shortest, shortest + 1.5))
+            yield Step(what, whom, chance.randrange(20, 120), chance.uniform(LEASE_S + 0.5, LEASE_S + 2.0))
 
 
 def do(step: Step, stack: Stack, load: Load) -> None:
     """The fault, and its end: everybody runs and is ready."""
     name = step.whom[0]
-    if step.what == "kill":
-        stack.kill(*step.whom)
-        time.sleep(step.away)  # this long it is away
-        stack.start(*step.whom)
-        return
     stood_still = stack.freeze(name) if step.what == "freeze" else stack.strand(name)
     time.sleep(step.away)  # this long it stands still
     if step.what == "strand and kill":
@@ -85,7 +78,7 @@ def test_whatever_is_killed_or_frozen_all_that_was_answered_is_there_once(stack:
     print(verdict.text())
     assert not verdict.faults, verdict.text()
     counts = verdict.counts
-    assert counts["decisions answered"] > 500, "too little load to show anything"
+    assert counts["decisions answered"] > 200, "too little load to show anything"
     assert counts["requests that a frozen replica woke up to"] >= 2 * ROUNDS, "no replica was asked while it was frozen"
     assert counts["decisions recorded, their answer never received"] >= ROUNDS, "nobody died between record and answer"
     assert counts["decisions voided"] >= ROUNDS, "no late answer was held back"
