@@ -30,8 +30,8 @@ check: setup ## format, lint, types, layers, docs: what CI runs before the tests
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build --check
 
-test: setup ## every test, on a real broker and a real ClickHouse engine
-	$(BIN)/pytest
+test: setup ## every test, on a real broker and a real ClickHouse engine; two files at a time, most of which wait
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: setup ## the measurements behind the tables in bench/
 	$(BIN)/python bench/run.py
