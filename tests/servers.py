@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -38,6 +39,17 @@ def freeze(pid: int) -> None:
     while not all(_stands(task) for task in Path(f"/proc/{pid}/task").iterdir()):
         assert time.monotonic() < end, f"{pid} goes on"
         time.sleep(0.005)  # between two looks
+
+
+def fill_up(ballast: Path) -> None:
+    """Write a file until its file system is full; whatever else goes wrong is raised."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(65536))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 def _stands(task: Path) -> bool:

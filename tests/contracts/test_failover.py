@@ -38,15 +38,21 @@ async def silent() -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def among(place: Bus) -> AsyncIterator[tuple[Any, int]]:
-    """A started producer -> itself, the silent one's port."""
+async def producing(place: Bus) -> AsyncIterator[Any]:
+    """A started producer."""
     producer = bus.producer(place.settings)
     await producer.start()
     try:
-        async with silent() as port:
-            yield producer, port
+        yield producer
     finally:
         await producer.stop()
+
+
+@contextlib.asynccontextmanager
+async def among(place: Bus) -> AsyncIterator[tuple[Any, int]]:
+    """A started producer -> itself, the silent one's port."""
+    async with producing(place) as producer, silent() as port:
+        yield producer, port
 
 
 def listed(client: Any, port: int) -> None:
@@ -124,9 +130,7 @@ async def test_when_nobody_can_be_reached_each_try_takes_as_long_as_a_pause(bus_
 
 async def test_a_batch_whose_partition_has_no_leader_for_long_lands_when_it_has_one(bus_place: Bus) -> None:
     """Two of three brokers away look so. Whoever published it was told after its deadline, and what comes next is taken."""
-    producer = bus.producer(bus_place.settings)
-    await producer.start()
-    try:
+    async with producing(bus_place) as producer:
         producer._message_accumulator._batch_ttl = min(producer._message_accumulator._batch_ttl, 0.5)
         to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=3.0)
         assert await to.put(0, b"k", b"before", NO_HEADERS) == 0
@@ -147,15 +151,11 @@ async def test_a_batch_whose_partition_has_no_leader_for_long_lands_when_it_has_
         assert await to.put(0, b"k", b"after", NO_HEADERS) in (1, 2)
         await to.flush()
         assert landed in ([1], [-1])
-    finally:
-        await producer.stop()
 
 
 async def test_after_a_batch_that_is_refused_the_next_is_taken(bus_place: Bus) -> None:
     """Of each partition, in order, each once; also what is in flight to another partition."""
-    producer = bus.producer(bus_place.settings)
-    await producer.start()
-    try:
+    async with producing(bus_place) as producer:
         to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=10)
         offsets = []
         for round_ in range(3):
@@ -166,14 +166,10 @@ async def test_after_a_batch_that_is_refused_the_next_is_taken(bus_place: Bus) -
             assert await asyncio.gather(*others) == list(range(100 * round_, 100 * round_ + 100))
         assert offsets == [0, 1, 2]
         assert producer._txn_manager.producer_epoch == 3, "nobody was asked for an id meanwhile"
-    finally:
-        await producer.stop()
 
 
 async def test_after_the_last_epoch_comes_another_id(bus_place: Bus) -> None:
-    producer = bus.producer(bus_place.settings)
-    await producer.start()
-    try:
+    async with producing(bus_place) as producer:
         to = bus.Publisher(producer, bus_place.settings.topic(Topic.ACTIONS), deadline=10)
         manager = producer._txn_manager
         first = manager.producer_id
@@ -183,5 +179,3 @@ async def test_after_the_last_epoch_comes_another_id(bus_place: Bus) -> None:
             await to.put(0, b"k", bytes(4 << 20), NO_HEADERS)
         assert await to.put(0, b"k", b"after", NO_HEADERS) == 1
         assert (manager.producer_id != first, manager.producer_epoch) == (True, 0)
-    finally:
-        await producer.stop()

@@ -25,6 +25,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from tests.e2e.outside import until
+from tests.processors.working import POLICY
 from tests.secured import AGENT, Secured, a_secured_broker, papers
 from tests.servers import ClickHouseServer, child_environment
 
@@ -38,15 +39,6 @@ from banksman.store.client import Store
 
 BANKSMAN = str(Path(sys.executable).with_name("banksman"))
 SERVICES = ("enforcer", "archiver", "processors", "notifier", "console")
-POLICY = """\
-project: shop
-version: 1
-owner: payments-team
-agents:
-  buyer:
-    allow: [{service: git, actions: [pull]}]
-    budget: {daily_tokens: 1000}
-"""
 
 
 @dataclass

@@ -182,6 +182,21 @@ class Enforcer:
             self.kill()
 
 
+class Clock:
+    """A test's own: it stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @dataclass
 class Desk:
     """Everything that a test of the enforcer needs around it: topics, the secret, who is enrolled."""

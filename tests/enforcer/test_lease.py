@@ -5,23 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from tests.enforcer.conftest import Clock
 
 from banksman.enforcer.lease import Lease
 
 LENGTH = 1.5
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -9,25 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.enforcer.conftest import Shop, make_desk, open_shop
+from tests.enforcer.conftest import Clock, Shop, make_desk, open_shop
 from tests.servers import Broker
 
 from banksman import settings
 from banksman.enforcer.limits import REQUEST_NS, SESSION_OPEN_S, AgentLimits, Pending
 from banksman.http_problem import Problem
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def limits(clock: Clock, **own: Any) -> AgentLimits:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +21,7 @@ from tests.e2e.stack import AGENTS, Shape, Stack, make
 from tests.faults import judge
 from tests.faults.crowd import EMITTERS, Crowd, policies
 from tests.processors import fake_slack
+from tests.servers import fill_up
 
 from banksman.topics import Topic
 
@@ -217,10 +217,7 @@ class Run:
     def _fill(self, step: Step, _load: Load) -> None:
         """The disk of ClickHouse."""
         ballast = self._folder / "chdb" / "ballast"
-        with suppress(OSError), ballast.open("wb") as file:
-            while True:
-                file.write(b"x" * 65536)
-                file.flush()
+        fill_up(ballast)
         time.sleep(step.seconds)  # so long there is no room
         ballast.unlink()
 

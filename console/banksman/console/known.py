@@ -136,10 +136,9 @@ class Known:
 
     def _forged(self, forged: Forged) -> None:
         self.refused += 1
-        if (
-            self._must_reach is not None and forged.offset > self._must_reach
-        ):  # None: the first look will still end behind it
-            self.refused_live += 1
+        if self._must_reach is None:
+            return  # the first look will still end behind it
+        self.refused_live += forged.offset > self._must_reach
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.local.chdb.conftest import Own, Start
 from tests.local.conftest import until
+from tests.servers import fill_up
 
 from banksman.local.chdb import full_disk
 from banksman.local.chdb.full_disk import STARTS_AGAIN, FullDisk, empty
@@ -68,10 +69,7 @@ def test_a_merge_that_ran_out_of_disk_takes_nothing_with_it(small: Path, start: 
             before = sum(inserting.acknowledged)
             until(lambda: sum(inserting.acknowledged) > before + 300 or own.process.poll() is not None)  # noqa: B023
             ballast = small / "ballast"
-            with suppress(OSError), ballast.open("wb") as file:
-                while True:
-                    file.write(bytes(65536))
-                    file.flush()
+            fill_up(ballast)
             with suppress(subprocess.TimeoutExpired):
                 own.process.wait(0.3)  # so long there is no room
             ballast.unlink()

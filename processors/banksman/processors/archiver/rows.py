@@ -272,15 +272,17 @@ def _signatures(
 def _lateness(
     topic: Topic, times: Sequence[int], received: Sequence[int], sent: Sequence[bytes | None], replays: Sequence[str]
 ) -> Sequence[str]:
-    """A service's record of what was long before says nothing of a clock: a worker had much to catch up with, a decision waited
-    for a leader. One of what is still to come does.
-    """
-    tolerance, ours = TOLERANCE_S * 1_000_000, topic is not Topic.ACTIONS
+    tolerance = TOLERANCE_S * 1_000_000
     return [
-        ""
-        if abs(time - ms * 1000) <= tolerance or replay
-        else "late"
-        if ours and time < ms * 1000
-        else lateness(ms, then)
+        "" if abs(time - ms * 1000) <= tolerance or replay else _far(topic, time, ms, then)
         for time, ms, then, replay in zip(times, received, sent, replays, strict=True)
     ]
+
+
+def _far(topic: Topic, time: int, received_ms: int, sent: bytes | None) -> str:
+    """Of a record whose time is far from the broker's. A service's of what was long before says nothing of a clock: a worker
+    had much to catch up with, a decision waited for a leader. One of what is still to come does.
+    """
+    if topic is not Topic.ACTIONS and time < received_ms * 1000:
+        return "late"
+    return lateness(received_ms, sent)

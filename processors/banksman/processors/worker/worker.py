@@ -57,6 +57,7 @@ AT_ONCE = 6 << 20
 WITHIN_S = 0.05
 TICK_S = 0.25
 REQUEST_S = 4.0
+"""Longer than a rebalance may take, that an answer of the broker is waited for."""
 SILENT_S = 30.0
 """Without a mark for so long nobody may go by what is counted."""
 TOO_OFTEN_S = 20.0
