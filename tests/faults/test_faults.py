@@ -47,7 +47,7 @@ HANGS_S, SILENT_S = 25.0, 15.0
             THREE,
             id="three brokers",
             marks=pytest.mark.skipif(
-                "FAULTS_BROKERS" not in os.environ, reason="three minutes: FAULTS_BROKERS=3 runs it"
+                "FAULTS_BROKERS" not in os.environ, reason="two minutes: FAULTS_BROKERS=3 runs it"
             ),
         ),
     ],
