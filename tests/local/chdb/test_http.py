@@ -317,7 +317,7 @@ def test_answers_come_in_the_encoding_that_is_asked_for(admin: Caller, encoding:
     ("encoding", "body", "code"),
     [
         ("gzip", b"no gzip at all", 271),
-        ("gzip", gzip.compress(b"1,one\n" * 100)[:-12], 271),
+        ("gzip", gzip.compress(b"1,one\n" * 100, mtime=0)[:-12], 271),
         ("zstd", b"(\xb5/\xfd....", 271),
         ("lz4", lz4.frame.compress(b"1,one\n" * 100)[:-6], 271),
         ("br", b"xxxx", 89),
