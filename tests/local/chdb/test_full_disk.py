@@ -1,8 +1,9 @@
-"""A disk that fills up under merges: nothing that was acknowledged is lost, and nobody has to come and help."""
+"""A disk that fills up under merges and inserts: nothing that was acknowledged is lost, and nobody has to come and help."""
 
 from __future__ import annotations
 
 import http.client
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.local.chdb.conftest import Own, Start
+from tests.local.chdb.conftest import Answer, Own, Start
 from tests.local.conftest import until
 from tests.servers import fill_up
 
 from banksman.local.chdb import full_disk
-from banksman.local.chdb.full_disk import STARTS_AGAIN, FullDisk, empty
+from banksman.local.chdb.full_disk import STARTS_AGAIN, FullDisk, Part, lacks
 
 TABLE = "CREATE TABLE t (k UInt64, v String) ENGINE = MergeTree ORDER BY k"
 ROUNDS = 60
-"""A fill that catches no merge leaves nothing empty; one in a few does."""
+"""A fill that catches no merge and no insert leaves nothing empty; one in a few does."""
 
 
 @pytest.fixture
@@ -79,8 +80,8 @@ def test_a_merge_that_ran_out_of_disk_takes_nothing_with_it(small: Path, start: 
             own.process.wait(2 * full_disk.LOOK_S)
     finally:
         inserting.end()
-    assert own.process.poll() == STARTS_AGAIN, "no merge met the full disk"
-    assert "starting again, with what it was made of" in own.log
+    assert own.process.poll() == STARTS_AGAIN, "nothing met the full disk"
+    assert "lacks what could not be written: starting again without it" in own.log
     again = start()
     for clerk, acknowledged in enumerate(inserting.acknowledged):
         stored = again.admin(
@@ -91,33 +92,87 @@ def test_a_merge_that_ran_out_of_disk_takes_nothing_with_it(small: Path, start: 
     assert again.stop() == 0
 
 
-def test_what_is_empty(tmp_path: Path) -> None:
-    for name, size in (("whole", 10), ("hollow", 0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "checksums.txt").write_bytes(bytes(size))
-    parts = [f"{tmp_path / name}/" for name in ("whole", "hollow", "merged-meanwhile")]
-    assert empty(parts) == [parts[1]]
+def test_an_insert_that_ran_out_of_disk_is_not_acknowledged(small: Path, start: Start) -> None:
+    """chDB calls it a success. The disk fills while the part is written, which is slow here: there was room when it began."""
+    own, answers = start(), list[Answer]()
+    assert own.admin(TABLE.replace("String", "String CODEC(ZSTD(19))")).status == 200
+    assert own.admin("INSERT INTO t SELECT number, 'before' FROM numbers(10)").status == 200
+    ballast = small / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 130 << 20)
+
+    def insert() -> None:
+        one_block = "max_block_size = 50000, min_insert_block_size_rows = 50000, max_insert_threads = 1"
+        sql = f"INSERT INTO t SELECT number, randomPrintableASCII(700) FROM numbers(50000) SETTINGS {one_block}"
+        with suppress(OSError, http.client.HTTPException):
+            answers.append(own.admin(sql))
+
+    inserting = threading.Thread(target=insert)
+    inserting.start()
+    until(lambda: any(part.stat().st_size for part in small.glob("store/*/*/tmp_insert_*/v.bin")))
+    fill_up(small / "more")
+    inserting.join()
+    assert answers == []
+    assert own.process.wait(10) == STARTS_AGAIN
+    assert "lacks what could not be written: starting again without it" in own.log
+    ballast.unlink()
+    (small / "more").unlink()
+    again = start()
+    assert again.admin("SELECT count(), sum(length(v)) FROM t").text.split() == ["10", "60"]
+    assert again.admin("SELECT reason FROM system.detached_parts").text.split() == ["broken-on-start"]
+    assert again.stop() == 0
 
 
-def test_it_is_looked_at_once_something_found_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full_disk, "LOOK_S", 0.01)
-    (tmp_path / "checksums.txt").touch()
-    refused, found, looks = [0], list[list[str]](), [0]
+def part(folder: Path, size: int, **files: int) -> Part:
+    folder.mkdir()
+    for name, written in files.items():
+        (folder / name.replace("_", ".")).write_bytes(bytes(written))
+    return Part(f"{folder}/", size)
 
-    def parts() -> list[str]:
-        looks[0] += 1
-        return [str(tmp_path)]
 
-    def count() -> int:
-        looks.append(0)
-        return refused[0]
+def test_what_a_part_lacks(tmp_path: Path) -> None:
+    whole = {"data_bin": 100, "count_txt": 2, "checksums_txt": 272, "columns_txt": 69}
+    assert not lacks(part(tmp_path / "whole", 102, **whole))
+    for number, less in enumerate(({"data_bin": 99}, {"count_txt": 0}, {"checksums_txt": 0}, {"columns_txt": 0})):
+        assert lacks(part(tmp_path / str(number), 102, **(whole | less))), less
+    with pytest.raises(FileNotFoundError):
+        lacks(Part(f"{tmp_path}/dropped/", 102))
 
-    watching = FullDisk(count, parts, found.append)
+
+def test_each_part_is_looked_at_once_and_what_was_dropped_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_disk, "LOOK_S", 3600.0)
+    whole = part(tmp_path / "whole", 100, data_bin=100)
+    hollow = part(tmp_path / "hollow", 100, data_bin=0)
+    dropped = Part(f"{tmp_path}/dropped/", 100)
+    looks = [[whole, dropped], [whole, hollow], [whole], [whole, hollow], [whole, hollow]]
+    found: list[list[str]] = []
+    watching = FullDisk(lambda: looks.pop(0), found.append)
     try:
-        until(lambda: len(looks) > 5)
-        assert looks[0] == 0
-        refused[0] = 1
+        watching.look()
+        watching.look()  # the hollow one is not there any more when it is looked for again
+        assert found == []
+        monkeypatch.setattr(full_disk, "lacks", lambda one: one == hollow or pytest.fail("the whole one again"))
+        watching.look()
+        assert found == [[hollow.path]]
+    finally:
+        watching.close()
+
+
+def test_it_is_looked_though_nobody_inserts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_disk, "LOOK_S", 0.01)
+    hollow, found, tries = part(tmp_path / "hollow", 100), list[list[str]](), [0]
+
+    def parts() -> list[Part]:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise MemoryError  # the next look comes all the same
+        return [hollow]
+
+    watching = FullDisk(parts, found.append)
+    try:
         until(lambda: found)
-        assert found[0] == [str(tmp_path)]
+        assert found[0] == [hollow.path]
     finally:
         watching.close()

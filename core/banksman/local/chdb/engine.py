@@ -16,7 +16,7 @@ from urllib.parse import quote
 import chdb
 
 from banksman.local.chdb.faults import Fault, from_engine
-from banksman.local.chdb.full_disk import FullDisk
+from banksman.local.chdb.full_disk import FullDisk, Part
 from banksman.local.chdb.handle import Handle
 from banksman.local.chdb.roles import READER, write_configuration
 from banksman.local.chdb.watch import Watch
@@ -74,7 +74,7 @@ class Engine:
         self.version, self.timezone = first.run("SELECT version(), timezone()").decode().strip().split("\t")
         self.table_functions = frozenset(first.run("SELECT name FROM system.table_functions").decode().lower().split())
         self.watch = Watch(self._kill)
-        self._full_disk = FullDisk(self._refused, self._parts)
+        self._full_disk = FullDisk(self._parts)
 
     def close(self, within: float) -> bool:
         """Let no query begin, end the reads, wait for the writes, let go of the path. False: some did not end in time, and
@@ -168,18 +168,17 @@ class Engine:
         finally:
             handle.close()
 
-    def _refused(self) -> int:
-        return int(self._ask("SELECT sum(value) FROM system.errors WHERE name = 'NOT_ENOUGH_SPACE'")[0])
+    def check_written(self) -> None:
+        """Before an insert is answered: whether all of it is on disk. Ends the process where it is not."""
+        self._full_disk.look()
 
-    def _parts(self) -> list[str]:
-        return self._ask("SELECT path FROM system.parts WHERE active AND database != 'system'")
-
-    def _ask(self, sql: str) -> list[str]:
+    def _parts(self) -> list[Part]:
         handle = self._connect()
         try:
-            return handle.run(sql).decode().splitlines()
+            found = handle.run("SELECT path, bytes_on_disk FROM system.parts WHERE active AND database != 'system'")
         finally:
             handle.close()
+        return [Part(path, int(size)) for path, _, size in (row.partition("\t") for row in found.decode().splitlines())]
 
     @contextmanager
     def _slot(self, *, reader: bool) -> Iterator[None]:

@@ -1,9 +1,11 @@
-"""Parts that were written when there was no room: found, and got rid of by a new start.
+"""Parts that were written when there was no room: found before anybody hears of them, and got rid of by a new start.
 
-ClickHouse 26.9, measured: a merge that runs out of disk may put a part in force whose files are all empty. Whatever reads it
-fails from then on (codes 33, 246), and the parts that it was made of are removed eight minutes later. A server that starts
-before that finds it broken, lays it aside (`detached/broken-on-start_…`), and takes what it was made of: nothing is lost. So
-this process ends as soon as it has such a part, and whoever runs it starts it again.
+chDB 26.9, measured: what the disk refuses (ENOSPC) it calls written. An insert or a merge that meets a full disk puts a part in
+force of whose files some, or all, are empty. The insert is a success; whatever reads the part fails (codes 33, 246); and the
+parts that a merge has replaced are removed eight minutes later. A start before that finds the part broken, lays it aside
+(`detached/broken-on-start_…`), and takes what a merge had put together. So every part is looked at once: those of an insert
+before it is answered, those of merges within a second. Where one lacks something this process ends, and whoever runs it starts
+it again: of an insert nobody was told, and who sent it sends it again.
 """
 
 from __future__ import annotations
@@ -12,55 +14,62 @@ import logging
 import os
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 LOOK_S = 1.0
-AFTER_S = 60.0
-"""So long after the last thing that found no room a merge may still put its part in force."""
 STARTS_AGAIN = 3
 """The exit code."""
+UNCOUNTED = frozenset(
+    ("checksums.txt", "columns.txt", "columns_substreams.txt", "default_compression_codec.txt", "metadata_version.txt")
+)
+"""Files of a part that its size does not count. Small enough that each is there whole or not at all."""
 
 log = logging.getLogger(__name__)
 
 
-def empty(parts: Iterable[str]) -> list[str]:
-    """Those that hold nothing, by the file that is written last. One that is not there any more was merged meanwhile."""
-    found = []
-    for part in parts:
-        try:
-            if not (Path(part) / "checksums.txt").stat().st_size:
-                found.append(part)
-        except FileNotFoundError:
-            continue
-    return found
+class Part(NamedTuple):
+    """A part that is in force, and the bytes that its files should have (`system.parts.bytes_on_disk`)."""
+
+    path: str
+    size: int
+
+
+def lacks(part: Part) -> bool:
+    """Whether its files have less in them. FileNotFoundError: it was dropped meanwhile."""
+    counted = 0
+    for folder, _, names in os.walk(part.path, onerror=_raise):
+        for name in names:
+            size = (Path(folder) / name).stat().st_size
+            if name not in UNCOUNTED:
+                counted += size
+            elif not size:
+                return True
+    return counted < part.size
 
 
 def leave(parts: list[str]) -> NoReturn:
-    """End, as if killed: what is committed is on disk, and what is under way is sent again."""
+    """End, as if killed: what is whole is on disk, and what is under way is sent again."""
     print(
-        f"the disk was full, and a merge left {', '.join(parts)} empty: starting again, with what it was made of",
+        f"the disk was full, and {', '.join(parts)} lacks what could not be written: starting again without it",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(STARTS_AGAIN)
 
 
 class FullDisk:
-    """Looks once a second, in a thread of its own, until `close`.
+    """Looks at new parts when asked to, and once a second in a thread of its own, until `close`.
 
-    `refused()`: how often anything has found no room. `parts()`: folders of the parts that are in force. `found(parts)`: what
-    is done about empty ones.
+    `parts()`: those in force. `found(paths)`: what is done about those that lack something.
     """
 
-    def __init__(
-        self, refused: Callable[[], int], parts: Callable[[], list[str]], found: Callable[[list[str]], object] = leave
-    ) -> None:
-        self._refused, self._parts, self._found = refused, parts, found
-        self._stop = threading.Event()
+    def __init__(self, parts: Callable[[], list[Part]], found: Callable[[list[str]], object] = leave) -> None:
+        self._parts, self._found = parts, found
+        self._whole: set[Part] = set()
+        self._one_at_a_time, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="full-disk", daemon=True)
         self._thread.start()
 
@@ -69,14 +78,34 @@ class FullDisk:
         self._stop.set()
         self._thread.join()
 
+    def look(self) -> None:
+        """At every part that was not seen whole before."""
+        with self._one_at_a_time:
+            parts = set(self._parts())
+            lacking = self._lacking(parts - self._whole)
+            self._whole = parts - lacking
+            if lacking:  # still in force? It may have been dropped, file by file, while it was looked at
+                lacking = self._lacking(lacking & set(self._parts()))
+            if lacking:
+                self._found(sorted(part.path for part in lacking))
+
+    def _lacking(self, parts: set[Part]) -> set[Part]:
+        found = set()
+        for part in parts:
+            try:
+                if lacks(part):
+                    found.add(part)
+            except FileNotFoundError:
+                continue
+        return found
+
     def _run(self) -> None:
-        before, until = 0, 0.0
         while not self._stop.wait(LOOK_S):
             try:
-                now = self._refused()
-                if now != before:
-                    before, until = now, time.monotonic() + AFTER_S
-                if time.monotonic() < until and (gone := empty(self._parts())):
-                    self._found(gone)
+                self.look()
             except Exception as error:  # noqa: BLE001 - no memory left, say: whatever it is, the next look has to come
-                log.warning("what a full disk has done cannot be looked at: %s: %s", type(error).__name__, error)
+                log.warning("parts cannot be looked at: %s: %s", type(error).__name__, error)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

@@ -246,6 +246,7 @@ class Request:
         self._inserted(done.written_rows, done.written_bytes)
 
     def _inserted(self, rows: int, size: int) -> None:
+        self.engine.check_written()
         numbers = {"read_rows": rows, "read_bytes": size, "written_rows": rows, "written_bytes": size}
         answers.whole(self.http, 200, b"", [*self.common, self._summary({**numbers, "result_rows": rows})])
 
