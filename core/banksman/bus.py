@@ -22,7 +22,7 @@ from banksman.errors import BrokerAway, Unavailable
 from banksman.failover import never_out_of_order, ready_for_failover
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from aiokafka.structs import ConsumerRecord
 
@@ -69,11 +69,17 @@ def consumer(settings: Kafka, *topics: str, **options: Any) -> AIOKafkaConsumer:
 async def end_of(settings: Kafka, topic: str, partition: int = 0) -> int:
     """The offset that a partition's next record gets. KafkaError, OSError: Kafka is away."""
     where = TopicPartition(topic, partition)
+    return (await ends_of(settings, [where]))[where]
+
+
+async def ends_of(settings: Kafka, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The same of several."""
     asking = consumer(settings)
     try:
         await asking.start()
-        asking.assign([where])  # of a topic that it has nothing to do with it would know nothing for seconds
-        return int((await asking.end_offsets([where]))[where])
+        asking.assign(places)  # of a topic that it has nothing to do with it would know nothing for seconds
+        found: dict[TopicPartition, int] = await asking.end_offsets(places)
+        return found
     finally:
         await asking.stop()
 

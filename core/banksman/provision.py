@@ -184,10 +184,21 @@ async def check_topics(settings: Kafka, *, patience: float = PATIENCE_S) -> dict
     return partitions
 
 
+async def copies_of(settings: Kafka, topic: Topic) -> int:
+    """How many copies there are of a topic; of the partition that has the fewest. BrokerAway, BadDeployment."""
+    (found,) = await asked(settings, lambda admin: admin.describe_topics([settings.topic(topic)]))
+    return min((len(partition["replicas"]) for partition in found["partitions"]), default=1)
+
+
 async def await_topics(settings: Kafka) -> dict[Topic, int]:
     """As `check_topics`, for as long as there is no broker to ask."""
+    return await awaited(lambda: check_topics(settings))
+
+
+async def awaited(question: Callable[[], Awaitable[T]]) -> T:
+    """What is answered as soon as there is a broker to ask."""
     while True:
         try:
-            return await check_topics(settings)
+            return await question()
         except BrokerAway as error:
             _log.warning("waiting for Kafka: %s", error)

@@ -6,25 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
 
 from banksman.processors.worker import worker
+from banksman.processors.worker.transport import Fetch
 from banksman.topics import Topic
 
 
-@dataclass
-class Message:
-    partition: int
-    offset: int
-    topic: str = "t.actions"
-    timestamp: float = 0.0
-    key: bytes = b"a"
-    value: bytes = b"x" * 60
-    headers: tuple[Any, ...] = ()
-
-
-@dataclass
-class Event:
-    message: Message
+def fetch(partition: int, *offsets: int) -> Fetch:
+    place = TP("t.actions", partition)
+    return Fetch(place, [ConsumerRecord(*place, one, 0, 0, b"a", b"x" * 60, None, 1, 60, ()) for one in offsets], 1)
 
 
 @dataclass
@@ -61,8 +53,14 @@ class Between(worker.Worker):
 
 async def test_nothing_is_taken_of_a_partition_that_another_worker_has_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its states are gone here: made anew, they would say that nothing was ever spent."""
-    monkeypatch.setattr(worker, "AT_ONCE", 100)  # two records are a piece
+    monkeypatch.setattr(worker, "AT_ONCE", 180)  # three records are a piece
     between = Between()
-    await between._work([Event(Message(number % 2, number)) for number in range(6)])
-    assert between.taken.places == [(0, 0), (1, 1), (1, 3), (1, 5)]
-    assert between.marked.places == between.taken.places
+    await between._work([fetch(0, 0, 1), fetch(1, 5, 6), fetch(0, 2), fetch(1, 7)])
+    assert between.taken.places == [(0, 0), (0, 1), (1, 5), (1, 6), (1, 7)]
+    assert between.marked.places == [(0, 1), (1, 7)]
+
+
+async def test_so_many_records_are_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "AT_MOST", 2)
+    pieces = worker._pieces([fetch(0, 0, 1, 2), fetch(1, 5, 6)])
+    assert [[record.offset for record in piece] for piece in pieces] == [[0, 1], [2, 5], [6]]

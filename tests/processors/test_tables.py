@@ -7,9 +7,12 @@ from unittest import mock
 
 import msgspec
 import pytest
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
 
 from banksman.control_log import DETECTORS
 from banksman.processors.worker.tables import Store
+from banksman.processors.worker.transport import Fetch
 from banksman.signing import Secret, Verifier, service_signer
 from banksman.stamps import rfc3339_ms, uuid7
 
@@ -33,14 +36,11 @@ def written(value: bytes | None, *, partition: int = 0, at_s: float = NOW_S, sig
     headers = service_signer(SECRET, DETECTORS).headers(
         TOPIC, b"a", value or b"", id=uuid7(), kind="state", time=rfc3339_ms(int(signed_s * 1000)), source=DETECTORS
     )
-    message = mock.Mock(
-        topic=TOPIC, partition=partition, offset=0, key=b"a", value=value, headers=headers, timestamp=at_s
-    )  # fmt: skip
-    return mock.Mock(message=message)
+    return ConsumerRecord(TOPIC, partition, 0, int(at_s * 1000), 0, b"a", value, None, 1, 1, tuple(headers))
 
 
-def recovered(store: Store, *events: Any) -> bytes | None:
-    store.apply_changelog_batch(events, None, None)  # type: ignore[arg-type]  # keys and values are bytes as they are
+def recovered(store: Store, *records: Any) -> bytes | None:
+    store.apply_changelog_batch([mock.Mock(message=Fetch(TP(TOPIC, 0), records, 1))], None, None)  # type: ignore[arg-type]  # keys and values are bytes as they are
     return store.data.get(b"a")
 
 

@@ -1,4 +1,4 @@
-"""What our subclass of Faust's consumer does otherwise: no record is lost around a recovery, and delivery takes no task."""
+"""What our subclass of Faust's consumer does otherwise: fetches are messages, and no record is lost around a recovery."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
 from banksman.processors.worker import tables, transport
@@ -86,67 +87,159 @@ async def test_what_was_never_committed_begins_at_the_beginning(consumer: Any, m
     assert sought == {STREAM[1]: 3}
 
 
-async def test_a_delivery_that_does_not_wait_takes_no_task(consumer: Any) -> None:
-    delivered: list[int] = []
-
-    async def at_once() -> None:
-        delivered.append(1)
-
-    before = len(asyncio.all_tasks())
-    waiting = consumer.suspend_flow.wait()
-    await consumer.wait_first(at_once(), waiting)
-    assert delivered == [1]
-    assert len(asyncio.all_tasks()) == before
+# ── what is delivered, and what is committed of it ──
 
 
-async def test_a_delivery_that_waits_goes_on_in_the_same_place(consumer: Any) -> None:
-    room, delivered = asyncio.Event(), []
-
-    async def slow() -> None:
-        await room.wait()
-        delivered.append(1)
-
-    asyncio.get_running_loop().call_soon(room.set)
-    await consumer.wait_first(slow(), consumer.suspend_flow.wait())
-    assert delivered == [1]
+def records(
+    place: TP, first: int, last: int, value: bytes | None = b"v", key: bytes | None = None, headers: Any = ()
+) -> Any:
+    return [
+        ConsumerRecord(place.topic, place.partition, offset, 1000, 0, key, value, None, 0, 0, headers)
+        for offset in range(first, last + 1)
+    ]
 
 
-async def test_a_delivery_that_waits_gives_way_to_a_rebalance(consumer: Any) -> None:
-    never, closed = asyncio.Event(), []
+class Reader:
+    """In place of Faust's streams."""
 
-    async def stuck() -> None:
-        try:
-            await never.wait()
-        finally:
-            closed.append(1)
+    def __init__(self) -> None:
+        self.got: list[transport.Fetch] = []
+        self.room = asyncio.Event()
+        self.room.set()
 
+    async def __call__(self, fetch: transport.Fetch) -> None:
+        await self.room.wait()
+        self.got.append(fetch)
+
+
+@pytest.fixture
+def reader(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> Reader:
+    consumer.callback = made = Reader()
+    monkeypatch.setattr(consumer.app.topics, "acks_enabled_for", lambda topic: topic == "actions")
+    return made
+
+
+async def deliver(consumer: Any, place: TP, first: int, last: int) -> transport.Fetch:
+    fetch = consumer._to_message(place, records(place, first, last))
+    await consumer._deliver(place, fetch)
+    assert isinstance(fetch, transport.Fetch)
+    return fetch
+
+
+async def test_what_was_fetched_comes_in_pieces_and_in_order(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getmany(_self: Any, _active: Any, _timeout: float) -> dict[Any, Any]:
+        return {STREAM[0]: records(STREAM[0], 5, 11), STREAM[1]: records(STREAM[1], 3, 3), changelog(consumer): []}
+
+    monkeypatch.setattr(transport, "TOGETHER", 3)
+    monkeypatch.setattr(transport.Consumer.__mro__[1], "_getmany", getmany)
+    pieces = await consumer._getmany(set(STREAM), 1.0)
+    assert {tp: [[one.offset for one in piece] for piece in several] for tp, several in pieces.items()} == {
+        STREAM[0]: [[5, 6, 7], [8, 9, 10], [11]], STREAM[1]: [[3]], changelog(consumer): [],
+    }  # fmt: skip
+    fetch = consumer._to_message(STREAM[0], pieces[STREAM[0]][1])
+    assert (fetch.tp, fetch.offset, fetch.timestamp, len(fetch.records)) == (STREAM[0], 10, 1.0, 3)
+
+
+async def test_a_group_goes_on_behind_what_is_done_in_a_row(consumer: Any, reader: Reader) -> None:
+    first, second, third = [
+        await deliver(consumer, STREAM[0], low, low + 9) for low in (0, 10, 25)
+    ]  # 20 to 24 nobody can read
+    other = await deliver(consumer, STREAM[1], 0, 0)
+    assert [fetch.offset for fetch in reader.got] == [9, 19, 34, 0]
+    assert consumer._new_offset(STREAM[0]) is None
+    consumer.ack(third)
+    consumer.ack(other)
+    assert consumer._new_offset(STREAM[0]) is None  # else a crash would lose the first two
+    assert consumer._new_offset(STREAM[1]) == 1
+    consumer.ack(first)
+    assert consumer._new_offset(STREAM[0]) == 10
+    assert consumer._new_offset(STREAM[0]) is None
+    consumer.ack(second)
+    assert consumer._new_offset(STREAM[0]) == 35
+
+
+async def test_what_is_acknowledged_is_what_faust_commits(consumer: Any, reader: Reader) -> None:
+    fetch = await deliver(consumer, STREAM[0], 0, 9)
+    consumer.ack(fetch)
+    assert list(consumer._filter_tps_with_pending_acks()) == [STREAM[0]]
+    assert consumer._filter_committable_offsets([STREAM[0]]) == {STREAM[0]: 10}
+    assert len(reader.got) == 1
+
+
+async def test_of_a_changelog_nothing_is_committed(consumer: Any, reader: Reader) -> None:
+    fetch = await deliver(consumer, changelog(consumer), 0, 9)
+    consumer.ack(fetch)
+    assert consumer._new_offset(changelog(consumer)) is None
+    assert reader.got == [fetch]
+
+
+async def test_what_was_delivered_before_a_rebalance_is_not_waited_for_after_it(
+    consumer: Any, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def committed() -> dict[TP, int | None]:
+        return {STREAM[0]: 5, STREAM[1]: 7}
+
+    monkeypatch.setattr(consumer, "seek_to_committed", committed)
+    monkeypatch.setattr(type(consumer), "assignment", lambda _: set(STREAM))
+    before = await deliver(consumer, STREAM[0], 5, 9)
+    await consumer.perform_seek()
+    again = await deliver(consumer, STREAM[0], 5, 12)
+    assert reader.got == [before, again]
+    consumer.ack(before)  # what was in work meanwhile
+    assert consumer._new_offset(STREAM[0]) is None
+    consumer.ack(again)
+    assert consumer._new_offset(STREAM[0]) == 13
+
+
+async def test_of_a_partition_that_went_away_nothing_is_committed(consumer: Any, reader: Reader) -> None:
+    fetch = await deliver(consumer, STREAM[0], 5, 9)
+    await consumer.on_partitions_revoked({STREAM[0]})
+    consumer.ack(fetch)
+    assert consumer._new_offset(STREAM[0]) is None
+    assert reader.got == [fetch]
+
+
+async def test_what_was_read_before_is_not_delivered(consumer: Any, reader: Reader) -> None:
+    await deliver(consumer, STREAM[0], 5, 9)
+    await deliver(consumer, STREAM[0], 3, 7)
+    part = await deliver(consumer, STREAM[0], 8, 12)  # some of it is new
+    assert [fetch.offset for fetch in reader.got] == [9, 12]
+    assert part in reader.got
+
+
+async def test_a_delivery_that_waits_gives_way_to_a_rebalance(consumer: Any, reader: Reader) -> None:
+    reader.room.clear()
     asyncio.get_running_loop().call_soon(consumer.suspend_flow.set)
-    await consumer.wait_first(stuck(), consumer.suspend_flow.wait())
-    await asyncio.sleep(0)
-    assert closed == [1]
+    stuck = await deliver(consumer, STREAM[0], 5, 9)
+    later = await deliver(consumer, STREAM[0], 10, 19)
+    consumer.ack(later)
+    assert reader.got == []
+    assert consumer._new_offset(STREAM[0]) is None, stuck  # it was not delivered, and is fetched again
 
 
-async def test_what_a_delivery_raises_is_raised(consumer: Any) -> None:
-    async def wrong() -> None:
+async def test_what_a_delivery_raises_is_raised(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong(_fetch: Any) -> None:
         raise KeyError("x")
 
+    monkeypatch.setattr(consumer, "callback", wrong)
     with pytest.raises(KeyError):
-        await consumer.wait_first(wrong(), consumer.suspend_flow.wait())
+        await deliver(consumer, STREAM[0], 0, 9)
 
 
 # ── what waits in a stream ──
 
 
 @dataclass
-class Message:
-    value: bytes | None
-    key: bytes | None = None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-
-
-@dataclass
 class Event:
-    message: Message
+    message: transport.Fetch
+
+
+def waits(*several: Any) -> Event:
+    return Event(transport.Fetch(STREAM[0], several, 1))
+
+
+def of(size: int | None) -> Any:
+    return records(STREAM[0], 0, 0, None if size is None else b"x" * size)[0]
 
 
 @pytest.fixture
@@ -161,10 +254,10 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> transport.Waiting:
 
 
 async def test_so_many_bytes_wait_and_no_more(queue: transport.Waiting) -> None:
-    for size in (60, 60):
-        await queue.put(Event(Message(b"x" * size)))
+    for sizes in ((20, 40), (60,)):
+        await queue.put(waits(*map(of, sizes)))
     assert queue.full()
-    third = asyncio.create_task(queue.put(Event(Message(None))))
+    third = asyncio.create_task(queue.put(waits(of(None))))
     await asyncio.sleep(0)
     assert (third.done(), queue.qsize()) == (False, 2)
     queue.get_nowait()
@@ -173,20 +266,21 @@ async def test_so_many_bytes_wait_and_no_more(queue: transport.Waiting) -> None:
 
 
 async def test_bytes_may_be_in_keys_and_headers(queue: transport.Waiting) -> None:
-    await queue.put(Event(Message(None, b"k" * 30, (("h" * 30, b"v" * 40), ("n", None)))))
+    heads = (("h" * 30, b"v" * 40), ("n", None))
+    await queue.put(waits(*records(STREAM[0], 0, 0, None, b"k" * 30, heads)))
     assert (queue.full(), queue.bytes) == (True, 102)
     queue.get_nowait()
     assert (queue.full(), queue.bytes) == (False, 0)
 
 
-async def test_so_many_records_wait_and_no_more(queue: transport.Waiting) -> None:
+async def test_so_many_fetches_wait_and_no_more(queue: transport.Waiting) -> None:
     for _ in range(4):
-        await queue.put(Event(Message(b"")))
+        await queue.put(waits(of(0)))
     assert queue.full()
 
 
 async def test_nothing_waits_when_partitions_were_dealt_out_anew(queue: transport.Waiting) -> None:
-    await queue.put(Event(Message(b"x" * 200)))
+    await queue.put(waits(of(200)))
     queue._flow_control.suspend()
     queue._flow_control.resume()
     assert (queue.full(), queue.bytes, queue.qsize()) == (False, 0, 0)

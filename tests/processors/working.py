@@ -35,6 +35,8 @@ agents:
     budget: {daily_tokens: 1000}
 """
 
+RUN = "from banksman.processors.worker import main; main.run()"
+
 
 @dataclass
 class Floor:
@@ -48,16 +50,15 @@ class Floor:
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _seq: dict[str, int] = field(default_factory=dict)
 
-    def start(self, name: str = "one", **more: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str = "one", *, program: str = RUN, **more: str) -> subprocess.Popen[bytes]:
+        """`program`: what runs it, for a fault that is put into it."""
         environment = child_environment() | environment_of(self.kafka) | {
             "BANKSMAN_SECRET_FILE": str(self.folder / "secret.json"),
             "BANKSMAN_WORKER": name,
             "BANKSMAN_WORKER_SESSION_S": "2",
             "PYTHONUNBUFFERED": "1",
         } | self.more | more  # fmt: skip
-        process = children.spawn(
-            [sys.executable, "-m", "banksman.processors.worker"], log=self.log(name), env=environment
-        )
+        process = children.spawn([sys.executable, "-c", program], log=self.log(name), env=environment)
         self.running.append(process)
         return process
 

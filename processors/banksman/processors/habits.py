@@ -47,7 +47,7 @@ TARGETS = 6
 BRANCH = "a branch"
 """In place of an argument's name, which holds no space."""
 CACHED = 256
-"""Characters of a service and its action, above which nothing is remembered of them."""
+"""Characters of a service and its action, or of a value, above which nothing is remembered of them."""
 CLASSED = 512
 """Characters of a value that its class is read from."""
 
@@ -249,9 +249,9 @@ def targets_of(event: ToolCall | ApiRequest, action: bytes) -> list[Target]:
         argument = _ARGUMENT(event.resource)
         where = _slot(action, argument[1] if argument else "")
         text = event.resource[argument.end() :] if argument else event.resource
-        found = [_target(where, value) for value in text.split(",", TARGETS)[:TARGETS]]
+        found = [_aimed(where, value) for value in text.split(",", TARGETS)[:TARGETS]]
     if event.branch:
-        found.append(_target(_slot(action, BRANCH), event.branch))
+        found.append(_aimed(_slot(action, BRANCH), event.branch))
     return found
 
 
@@ -260,6 +260,12 @@ def act_of(action: bytes, targets: list[Target]) -> Act:
     return Act(action, b"".join(target.slot + target.value + target.kind for target in targets))
 
 
+def _aimed(slot: bytes, value: str) -> Target:
+    """Agents do the same to the same things again and again."""
+    return (_target if len(value) <= CACHED else _target.__wrapped__)(slot, value)
+
+
+@lru_cache(maxsize=4096)
 def _target(slot: bytes, value: str) -> Target:
     kind = _kind(value)
     shown = visible(value, 60)

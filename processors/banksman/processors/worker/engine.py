@@ -160,7 +160,7 @@ class Engine:
         made: list[Encoded] = []
         for place, kept in list(self.states.dirty.items()):
             try:
-                made.append(Encoded(*place, kept.partition, self.states.bytes_of(place, kept)))
+                made.append(self.states.encoded(place, kept))
             except Exception:  # noqa: BLE001 - one state that cannot be written must not stop all others
                 _log.exception("a state of %s cannot be written; it stays as it was", place[0])
                 at_ms = max((seen.received_ms for seen, *_ in self._batch), default=0)

@@ -13,9 +13,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
 from banksman import bus, fetched, health, provision, service, settings
 from banksman.metrics import Text
 from banksman.processors import detectors
+from banksman.processors.worker.frame import Laid
 from banksman.processors.worker.known import Known
 from banksman.processors.worker.worker import Worker
 from banksman.signing import load_secret
@@ -23,6 +26,8 @@ from banksman.store.prices import load_prices
 from banksman.topics import Topic
 
 if TYPE_CHECKING:
+    from aiokafka import AIOKafkaProducer
+
     from banksman.processors.detector import Detector
 
 SWITCH_S = 0.0005
@@ -74,14 +79,16 @@ async def _work(page: Text, made: list[Worker]) -> None:
     secret = load_secret(Path(settings.load(settings.Secrets).secret_file))
     name = own.worker or f"{os.uname().nodename}-{os.getpid()}"
     partitions = await provision.await_topics(kafka)
+    copies = await provision.awaited(lambda: provision.copies_of(kafka, Topic.ACTIONS))
     known = Known(kafka, secret)
     reading = asyncio.create_task(known.run(), name="control reader")
     producer = bus.producer(kafka)
-    await producer.start()
     tasks = [reading]
     try:
+        await _first(_started(producer), reading)
         await _first(known.caught_up.wait(), reading)
-        worker = Worker(kafka, secret, own, name, partitions[Topic.ACTIONS], known, producer, found(), load_prices())
+        laid_out = Laid(partitions[Topic.ACTIONS], copies)
+        worker = Worker(kafka, secret, own, name, laid_out, known, producer, found(), load_prices())
         page.add(*worker.measures())
         made.append(worker)
         tasks += [
@@ -99,6 +106,18 @@ async def _work(page: Text, made: list[Worker]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await producer.stop()
+
+
+async def _started(producer: AIOKafkaProducer) -> None:
+    """It may have gone away since the topics were looked at."""
+    while True:
+        try:
+            await producer.start()
+        except (KafkaError, OSError) as error:
+            _log.warning("waiting for Kafka: %s", error)
+            await asyncio.sleep(bus.RETRY_S)
+        else:
+            return
 
 
 def _end_in_time(code: int) -> None:
@@ -124,3 +143,4 @@ async def _first(wanted: Any, other: asyncio.Task[None]) -> None:
     if other.done():
         waiting.cancel()
         other.result()
+    waiting.result()

@@ -91,6 +91,8 @@ class States:
         """By detector and agent, the keys of its sessions' states; the one that did something last stands last."""
         self.dirty: dict[Place, Kept] = {}
         """States that changed since they were written."""
+        self._unasked: dict[Place, Kept] = {}
+        """Those that were not asked yet when they are due: it is asked once for all records of a batch."""
 
     def load(self, place: Place) -> Kept | None:
         """What is kept there. What cannot be read, because it is of another version, is begun anew, and said."""
@@ -120,7 +122,7 @@ class States:
         detector = self._detectors.get(place[0])
         if detector is None:
             return
-        self.queue(place, self.due(place, kept), kept.partition)
+        self._unasked[place] = kept
         if detector.scope == "session":
             self._remember(place, kept)
 
@@ -132,12 +134,23 @@ class States:
         """Forget what was not written of it."""
         self._let_go(place)
         self.dirty.pop(place, None)
+        self._unasked.pop(place, None)
+
+    def encoded(self, place: Place, kept: Kept) -> Encoded:
+        """To be written, and looked at when it is due. Raises what msgpack cannot say."""
+        due = self.due(place, kept) if place[0] in self._detectors else None
+        made = Encoded(*place, kept.partition, self._bytes_of(place, kept, due))
+        self.queue(place, due, kept.partition)
+        self._unasked.pop(place, None)
+        return made
 
     def bytes_of(self, place: Place, kept: Kept) -> bytes | None:
         """As it is written; None: a tombstone. Raises what msgpack cannot say."""
+        return self._bytes_of(place, kept, self.due(place, kept) if place[0] in self._detectors else None)
+
+    def _bytes_of(self, place: Place, kept: Kept, due: int | None) -> bytes | None:
         if kept.state is None:
             return None
-        due = self.due(place, kept) if place[0] in self._detectors else None
         made = _encode((kept.offsets, kept.partition, kept.whose, due, kept.state))
         if self._kept.get(place) is kept:
             self._bytes += len(made) - kept.size
@@ -169,6 +182,9 @@ class States:
         """The states of a partition that are due, each once, with when they were; they are not queued any more. None in
         place of one that is not due after all. They are read one by one, as they are asked for: they may be many, and large.
         """
+        for place, changed in self._unasked.items():
+            self.queue(place, self.due(place, changed), changed.partition)
+        self._unasked.clear()
         waiting = self._due.get(partition, [])
         places: dict[Place, None] = {}
         while waiting and waiting[0][0] <= now_ms:
@@ -212,6 +228,7 @@ class States:
         self._kept.clear()
         self._bytes = 0
         self.dirty.clear()
+        self._unasked.clear()
         self._due.clear()
         self._queued.clear()
         self._sessions.clear()

@@ -7,6 +7,7 @@ worker that was away may write a state after another one has taken its place, so
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,35 +53,33 @@ class Store(memory.Store[bytes, bytes]):
         to_value: Callable[[Any], Any],  # noqa: ARG002
     ) -> None:
         """Recovery: records of the changelog in their order."""
-        for event in batch:
-            message = event.message
-            key: Any = message.key
-            value: Any = message.value
-            why = self._doubt(message)
+        fetches: Iterable[Any] = (event.message for event in batch)
+        for record in chain.from_iterable(fetch.records for fetch in fetches):
+            key, value = record.key, record.value
+            why = self._doubt(record)
             if why:
-                place = f"{message.topic}/{message.partition}/{message.offset}"
+                place = f"{record.topic}/{record.partition}/{record.offset}"
                 _log.error("the state at %s does not count: %s", place, why)
                 continue
             held = self.data.get(key)
             if held is None or value is None or counts_as_much(value, held):
-                self.put(key, value, message.partition)
+                self.put(key, value, record.partition)
 
-    def _doubt(self, message: Any) -> str:
-        """Why a record does not count, or ""."""
-        key, value = message.key, message.value
-        pairs = list(message.headers.items() if hasattr(message.headers, "items") else message.headers or ())
-        author = self.verifier.author(message.topic, key, pairs, value or b"") if self.verifier is not None else None
+    def _doubt(self, record: Any) -> str:
+        """Why one does not count, or ""."""
+        key, value, pairs = record.key, record.value, record.headers
+        author = self.verifier.author(record.topic, key, pairs, value or b"") if self.verifier is not None else None
         if key is None or author is None or author.service != DETECTORS:
             return "no processor has signed it"
         if value is None:
             # To believe one less only keeps a state for longer. To believe a copy would forget what was spent since.
-            apart_ms = abs(message.timestamp * 1000 - moment_ms(header_map(pairs)["ce_time"]))
+            apart_ms = abs(record.timestamp - moment_ms(header_map(pairs)["ce_time"]))
             return "it was signed at another time: a copy, or a clock is wrong" if apart_ms > MOST_APART_MS else ""
         try:
             partition = decode_head(value)[1]
         except msgspec.DecodeError as error:
             return f"it is no state: {error}"
-        return "" if partition == message.partition else f"it is a copy of one in partition {partition}"
+        return "" if partition == record.partition else f"it is a copy of one in partition {partition}"
 
 
 def counts_as_much(value: bytes, held: bytes) -> bool:

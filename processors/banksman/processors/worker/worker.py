@@ -14,18 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
-import faust
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from banksman import bus
 from banksman.errors import BrokerAway, Unavailable
 from banksman.metrics import Measure
 from banksman.processors.detector import Sighting
-from banksman.processors.worker import tables, transport
+from banksman.processors.worker import frame, tables, transport
 from banksman.processors.worker.engine import SOURCES, Engine, Record
 from banksman.processors.worker.outbox import Outbox
 from banksman.processors.worker.watermarks import Watermarks
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
 
     from banksman.processors.detector import Detector
+    from banksman.processors.worker.frame import Laid
     from banksman.processors.worker.known import Known
     from banksman.processors.worker.states import Encoded
     from banksman.settings import Kafka
@@ -47,19 +48,19 @@ if TYPE_CHECKING:
     from banksman.store.prices import PriceTable
 
 READ = (Topic.ACTIONS, Topic.DECISIONS)
-AT_MOST, IN_STREAM = 5000, 10_000
-"""Records in a batch, and those that wait. A batch writes each state that it changes once: twice as many records change little
-more.
+AT_MOST = 5000
+"""Records that are worked through, and written, before the next. Each state that they change is written once: twice as many
+change little more.
 """
 PIECE_S = 0.05
 AT_ONCE = 6 << 20
-"""Bytes of records that are worked through, and written, before the next: read, they may take twenty times as much."""
+"""The same in bytes: read, they may take twenty times as much."""
 WITHIN_S = 0.05
 TICK_S = 0.25
-REQUEST_S = 4.0
-"""Longer than a rebalance may take, that an answer of the broker is waited for."""
 SILENT_S = 30.0
 """Without a mark for so long nobody may go by what is counted."""
+STUCK_S = 60.0
+"""Nothing moves for so long, though Kafka answers: this process ends. A start anew heals more than anybody knows of."""
 TOO_OFTEN_S = 20.0
 """Two workers under one name take the partitions from each other, several times within this."""
 REPLACED = 70
@@ -70,18 +71,19 @@ class Worker:
     """Everything but the process around it. Make it inside of the running loop."""
 
     def __init__(
-        self, kafka: Kafka, secret: Secret, settings: Settings, name: str, partitions: int, known: Known,
+        self, kafka: Kafka, secret: Secret, settings: Settings, name: str, laid: Laid, known: Known,
         producer: AIOKafkaProducer, detectors: Iterable[Detector[Any]], prices: PriceTable,
     ) -> None:  # fmt: skip
         self._kafka, self._known, self._session_s, self._name = kafka, known, settings.worker_session_s, name
+        self._laid = laid
         self._topics = {kafka.topic(topic): topic for topic in READ}
         self._outbox = Outbox(producer, kafka, secret, name, known)
-        self.app = _app(kafka, settings, name, partitions)
+        self.app = frame.app(kafka, settings, name, laid)
         detectors = list(detectors)
-        self._tables = {one: self._table(one, partitions) for one in (SOURCES, *(each.name for each in detectors))}
+        self._tables = {one: frame.table(self.app, one, laid) for one in (SOURCES, *(each.name for each in detectors))}
         held = {one: table.data for one, table in self._tables.items()}
         verifier = tables.Store.verifier = Verifier(secret)
-        self.engine = Engine(verifier, prices, known.policy_of, detectors, held, partitions)
+        self.engine = Engine(verifier, prices, known.policy_of, detectors, held, laid.partitions)
         self._marks = Watermarks(kafka, self.app.conf.id, self._topics)
         self._one_at_a_time = asyncio.Lock()
         self._seen_alive = boottime()
@@ -99,7 +101,7 @@ class Worker:
         assigned: Any = self._assigned
         self.app.on_partitions_revoked.connect(revoked, weak=False)
         self.app.on_rebalance_complete.connect(assigned, weak=False)
-        topic = self.app.topic(*self._topics, key_type=bytes, value_type=bytes, partitions=partitions)
+        topic = self.app.topic(*self._topics, key_type=bytes, value_type=bytes, partitions=laid.partitions)
         self.app.agent(topic, name="detect")(self._detect)
 
     def not_ready(self) -> str:
@@ -136,47 +138,49 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled. What it cannot go on after ends the process: Faust may wait for ever when it is stopped."""
         self._seen_alive = boottime()
-        pulse = asyncio.create_task(self._pulse(), name="pulse")
+        watching = asyncio.gather(self._pulse(), self._see_to_it_that_it_moves())
         try:
             async with self.app:
-                try:
-                    await asyncio.gather(pulse, self._tick(), self.app.wait_until_stopped())
-                    raise RuntimeError("Faust has stopped")
-                except Exception:  # noqa: BLE001 - as for a batch
-                    _log.exception("a worker cannot go on")
-                    os._exit(REPLACED)
+                await asyncio.gather(watching, self._tick(), self.app.wait_until_stopped())
+                raise RuntimeError("Faust has stopped")
+        except (KafkaError, OSError, AssertionError) as error:  # Kafka went away while it began, say
+            _log.error("a worker cannot go on: %s: %s", type(error).__name__, error)
+            os._exit(REPLACED)
+        except Exception:  # noqa: BLE001 - as for a batch
+            _log.exception("a worker cannot go on")
+            os._exit(REPLACED)
         finally:
-            pulse.cancel()
+            watching.cancel()
 
     async def _detect(self, stream: Any) -> None:
-        async for batch in stream.take_events(AT_MOST, within=WITHIN_S):
+        async for batch in stream.take_events(frame.FETCHES, within=WITHIN_S):
             try:
                 async with self._one_at_a_time:
-                    await self._work(batch)
+                    await self._work([event.message for event in batch])
             except Exception:  # noqa: BLE001 - whatever it is, this process must not go on
-                _log.exception("a batch of %d records failed; the next worker gets it again", len(batch))
+                _log.exception("a batch of %d fetches failed; the next worker gets it again", len(batch))
                 os._exit(REPLACED)
 
-    async def _work(self, batch: list[Any]) -> None:
+    async def _work(self, batch: list[transport.Fetch]) -> None:
         self._look_alive()
-        done: list[Any] = []
-        for piece in _pieces([event.message for event in batch]):
+        done: dict[tuple[str, int], int] = {}
+        for piece in _pieces(batch):
             await self._know_states()
             # What waited here while its partition went to another worker is that one's: its states are not here any more, and
             # made anew they would say that nothing was ever spent. So nothing comes between this look and the engine.
-            ours = [message for message in piece if message.partition in self._looked_at]
+            ours = [record for record in piece if record.partition in self._looked_at]
+            topics = self._topics
             self.engine.take(
                 Record(
-                    self._topics[message.topic], message.topic, message.partition, message.offset,
-                    int(message.timestamp * 1000), message.key, message.value, tuple(message.headers or ()),
+                    topics[one.topic], one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, one.headers
                 )
-                for message in ours
+                for one in ours
             )  # fmt: skip
             await asyncio.sleep(0)  # so that large records are not taken for a freeze
             await self._write()
-            done += ours
-        for message in done:
-            self._marks.worked(message.topic, message.partition, message.offset)
+            done.update(((one.topic, one.partition), one.offset) for one in ours)
+        for (topic, partition), offset in done.items():
+            self._marks.worked(topic, partition, offset)
 
     async def _write(self) -> None:
         """What was seen, then the states that have seen it, then which records those were."""
@@ -284,6 +288,44 @@ class Worker:
             await asyncio.sleep(0.1)
             self._look_alive()
 
+    async def _see_to_it_that_it_moves(self) -> None:
+        """End where nothing is counted, read back or found to be counted, for no reason of Kafka's: Faust waits, once in a few
+        hundred rebalances, for what will never come, and an agent with a budget waits for this worker.
+        """
+        moved, since = self._moved(), boottime()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self._moved()
+            if now != moved or self._is_idle():
+                moved, since = now, boottime()
+            elif boottime() - since > STUCK_S + self._session_s:  # so long others may keep a rebalance waiting
+                if await self._kafka_answers():
+                    _log.error("nothing moves, though Kafka answers: ends, to begin anew")
+                    os._exit(REPLACED)
+                since = boottime()
+
+    def _moved(self) -> tuple[float, ...]:
+        """Another one whenever something was done."""
+        read_back: int = sum(self.app.tables.recovery.active_offsets.values())  # type: ignore[attr-defined]
+        return self._marked, self.engine.counted + self.engine.skipped, read_back
+
+    def _is_idle(self) -> bool:
+        """Whether others have all partitions."""
+        return self._has_partitions and not (self._new_partitions or self._looked_at or self.app.rebalancing)
+
+    async def _kafka_answers(self) -> bool:
+        """Whether every partition has somebody who leads it: else it is that which is waited for."""
+        names = (*self._topics, *self.app.tables.changelog_topics)
+        try:
+            async with asyncio.timeout(2 * frame.REQUEST_S):
+                await bus.ends_of(
+                    self._kafka, [TopicPartition(n, p) for n in names for p in range(self._laid.partitions)]
+                )
+        except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+            _log.warning("nothing moves, and Kafka does not answer: %s: %s", type(error).__name__, error)
+            return False
+        return True
+
     def _look_alive(self) -> None:
         """End where this process stood still for longer than its session: another worker has its partitions, perhaps."""
         now = boottime()
@@ -292,64 +334,16 @@ class Worker:
             os._exit(REPLACED)
         self._seen_alive = now
 
-    def _table(self, name: str, partitions: int) -> Any:
-        return self.app.Table(
-            name, partitions=partitions, key_type=bytes, value_type=bytes,
-            extra_topic_configs={
-                "cleanup.policy": "compact",
-                "message.timestamp.type": "LogAppendTime", "segment.ms": "600000", "segment.bytes": str(16 << 20),
-                "min.cleanable.dirty.ratio": "0.1", "unclean.leader.election.enable": "false",
-                "min.insync.replicas": "2" if self._kafka.replication >= 3 else "1",
-            },
-        )  # fmt: skip
 
-
-def _app(kafka: Kafka, settings: Settings, name: str, partitions: int) -> transport.App:
-    options = kafka.client()
-    credentials: Any = None
-    if kafka.kafka_security.startswith("SASL"):
-        credentials = faust.SASLCredentials(
-            username=options["sasl_plain_username"], password=options["sasl_plain_password"],
-            mechanism=options["sasl_mechanism"], ssl_context=options.get("ssl_context"),
-        )  # fmt: skip
-    elif kafka.kafka_security == "SSL":
-        credentials = faust.SSLCredentials(context=options["ssl_context"])
-    return transport.App(
-        f"{kafka.topic_prefix}processors",
-        datadir=tempfile.mkdtemp(prefix="banksman-"),  # Faust wants one, and keeps nothing there
-        broker=f"{transport.SCHEME}://" + ";".join(options["bootstrap_servers"]),
-        broker_credentials=credentials,
-        store=f"{tables.SCHEME}://",
-        topic_partitions=partitions,
-        topic_replication_factor=kafka.replication,
-        key_serializer="raw",
-        value_serializer="raw",
-        consumer_auto_offset_reset="earliest",
-        consumer_group_instance_id=name,
-        broker_session_timeout=settings.worker_session_s,
-        broker_heartbeat_interval=settings.worker_session_s / 4,
-        broker_rebalance_timeout=(rebalance_s := max(6.0, settings.worker_session_s)),
-        broker_request_timeout=rebalance_s + REQUEST_S,  # joining a group is a request that waits for the others
-        consumer_metadata_max_age_ms=options["metadata_max_age_ms"],
-        broker_commit_interval=1.0,
-        broker_max_poll_records=8000,
-        consumer_max_fetch_size=1 << 20,
-        stream_buffer_maxsize=IN_STREAM,
-        stream_wait_empty=False,
-        topic_disable_leader=True,
-        web_enabled=False,
-        cython_optimizations=True,
-    )
-
-
-def _pieces(messages: list[Any]) -> Iterator[list[Any]]:
-    """Of a batch, so many bytes at a time."""
+def _pieces(batch: list[transport.Fetch]) -> Iterator[list[Any]]:
+    """Of its records, so many at a time, and so many bytes."""
     piece: list[Any] = []
     size = 0
-    for message in messages:
-        piece.append(message)
-        size += transport.size_of(message)
-        if size >= AT_ONCE:
-            yield piece
-            piece, size = [], 0
+    for fetch in batch:
+        for record in fetch.records:
+            piece.append(record)
+            size += transport.size_of(record)
+            if size >= AT_ONCE or len(piece) >= AT_MOST:
+                yield piece
+                piece, size = [], 0
     yield piece

@@ -1,0 +1,121 @@
+"""A worker that does not move any more, or cannot begin, ends, to begin anew; never because Kafka is away."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.processors.working import RUN, Floor, a_floor
+from tests.servers import Broker, freeze
+
+from banksman import provision
+from banksman.processors.worker import worker
+from banksman.processors.worker.frame import Laid, app, table
+from banksman.settings import Kafka
+from banksman.settings import Worker as Settings
+from banksman.topics import Topic
+
+SOON = "from banksman.processors.worker import worker; worker.STUCK_S = 1.0\n"
+NEVER = (
+    SOON
+    + """
+import asyncio
+async def never(self, batch):
+    await asyncio.Event().wait()
+worker.Worker._work = never
+"""
+    + RUN
+)
+NO_START = (
+    """
+from aiokafka.errors import NodeNotReadyError
+from faust.tables.manager import TableManager
+async def refused(self):
+    raise NodeNotReadyError("it went away")
+TableManager.on_start = refused
+"""
+    + RUN
+)
+NO_PRODUCER = (
+    """
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+start, tries = AIOKafkaProducer.start, []
+async def refused(self):
+    tries.append(1)
+    if len(tries) < 3:
+        raise KafkaConnectionError("it went away")
+    await start(self)
+AIOKafkaProducer.start = refused
+"""
+    + RUN
+)
+
+
+@pytest.fixture
+def floor(broker: Broker, tmp_path: Path) -> Iterator[Floor]:
+    with a_floor(broker, tmp_path) as made:
+        yield made
+
+
+def test_one_that_does_not_move_ends_and_the_next_one_counts(floor: Floor) -> None:
+    floor.policy()
+    stuck = floor.start(program=NEVER)
+    floor.ready(stuck)
+    floor.put(floor.action(input_tokens=600))
+    assert stuck.wait(30) == worker.REPLACED
+    assert b"nothing moves, though Kafka answers" in floor.log().read_bytes()
+    floor.start()
+    floor.until(lambda: floor.spent() == 600)
+
+
+def test_one_that_waits_for_kafka_goes_on_waiting(floor: Floor, broker: Broker) -> None:
+    floor.policy()
+    waiting = floor.start(program=SOON + RUN, BANKSMAN_WORKER_SESSION_S="3")
+    floor.ready(waiting)
+    freeze(broker.process.pid)
+    try:
+        floor.until(lambda: b"nothing moves, and Kafka does not answer" in floor.log().read_bytes(), 40)
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    floor.put(floor.action(input_tokens=600))
+    floor.until(lambda: floor.spent() == 600, 40)
+    assert waiting.poll() is None
+
+
+def test_kafka_that_goes_away_while_faust_begins(floor: Floor) -> None:
+    assert floor.start(program=NO_START).wait(30) == worker.REPLACED
+    assert b"a worker cannot go on: NodeNotReadyError: NodeNotReadyError: it went away" in floor.log().read_bytes()
+
+
+def test_kafka_that_goes_away_before_is_waited_for(floor: Floor) -> None:
+    one = floor.start(program=NO_PRODUCER)
+    floor.ready(one)
+    assert floor.log().read_bytes().count(b"waiting for Kafka") == 2
+
+
+class Still(worker.Worker):
+    """A worker of which nothing is known but what a test says."""
+
+    def __init__(self, *, has: bool, looked_at: dict[int, Any], rebalancing: bool = False, new: bool = False) -> None:
+        self._has_partitions, self._looked_at, self._new_partitions = has, looked_at, new
+        self.app = type("App", (), {"rebalancing": rebalancing})()
+
+
+def test_whoever_has_no_partitions_has_nothing_to_do() -> None:
+    assert Still(has=True, looked_at={})._is_idle()
+    assert not Still(has=True, looked_at={0: None})._is_idle()
+    assert not Still(has=True, looked_at={}, new=True)._is_idle()
+    assert not Still(has=True, looked_at={}, rebalancing=True)._is_idle()
+    assert not Still(has=False, looked_at={})._is_idle()  # a rebalance that never ends
+
+
+async def test_changelogs_have_as_many_copies_as_what_they_count(floor: Floor) -> None:
+    assert await provision.copies_of(floor.kafka, Topic.ACTIONS) == 1
+    made = app(Kafka(kafka="127.0.0.1:9"), Settings(), "one", Laid(4, 3))
+    changelog = table(made, "budgets", Laid(4, 3)).changelog_topic
+    assert (changelog.partitions, changelog.replicas, changelog.config["min.insync.replicas"]) == (4, None, "2")
+    assert made.conf.topic_replication_factor == 3  # what None stands for
