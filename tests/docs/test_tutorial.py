@@ -78,6 +78,7 @@ def masked(text: str) -> list[str]:
         (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\b", "ID"),
         (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "ID"),
         (r"(\d+ min )?\d[\d,.]*( min)? (ms|s)\b", "LONG"),
+        (r"(?m)^\d[\d,]* of \d[\d,]*$", ""),  # how far it is, said where it takes long
         (r"(127\.0\.0\.1):\d+", r"\1:PORT"),
         (r"#[0-9a-f]{8}\b", "#ID"),
         (r"[\d,]+ a second", "RATE"),
