@@ -1,6 +1,6 @@
 """How many records a second one worker works through with every detector, beside the same detectors in other frames.
 
-usage: python bench/processors.py [RECORDS]        default 60000
+usage: python bench/processors.py [RECORDS]        default 120000
 
 The same signed records of 200 agents (model calls, tool calls, decisions, results) lie on a real broker; each variant reads
 them from the beginning, verifies, decodes, runs every detector and keeps the states on the log:
@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ from banksman.processors.worker.engine import Record
 from banksman.processors.worker.main import found
 from banksman.topics import Topic
 
-SLOW = 4
+SLOW = 8
 """Naive Faust gets so much less."""
 
 
@@ -74,8 +76,16 @@ def in_memory(log: Log, secret: signing.Secret, count: int) -> float:
     return (time.process_time() - began) / count * 1e6
 
 
-async def all_counted(at: settings.Kafka, since_ms: float) -> None:
-    """Return when a watermark of every partition says that what was there at `since_ms` is counted."""
+async def all_counted(at: settings.Kafka, since_ms: float, by: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Return when a watermark of every partition says that what was there at `since_ms` is counted; `by` whom."""
+    counting = asyncio.create_task(_all_counted(at, since_ms))
+    while not counting.done():
+        assert all(process.poll() is None for process in by), "a worker has ended"
+        await asyncio.wait({counting}, timeout=0.1)
+    await counting
+
+
+async def _all_counted(at: settings.Kafka, since_ms: float) -> None:
     consumer = AIOKafkaConsumer(
         at.topic(Topic.LIMITS), **at.client(), enable_auto_commit=False, auto_offset_reset="earliest"
     )
@@ -105,7 +115,7 @@ def worker(at: settings.Kafka, folder: Path, name: str) -> tuple[float, float, f
             assert process.poll() is None, children.last_lines(log, 30)
             time.sleep(0.01)  # between two looks
         began, cpu = time.perf_counter(), _cpu(process.pid)
-        asyncio.run(all_counted(at, filled))
+        asyncio.run(all_counted(at, filled, [process]))
         return time.perf_counter() - began, _cpu(process.pid) - cpu, psutil.Process(process.pid).memory_info().rss / 1e6
     finally:
         process.kill()
@@ -171,4 +181,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60_000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 120_000)
