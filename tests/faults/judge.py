@@ -22,7 +22,7 @@ SIDES = ("left", "right")
 EDIT_S = 5.0
 """Within so long an edited policy is in force on a replica that nothing happens to. (It takes 0.1 s; this is under load.)"""
 MAY_END = {("worker", 70), ("clickhouse", 3)}
-"""A worker that stood still for longer than its session; a ClickHouse with a part that a full disk has emptied."""
+"""A worker that stood still, or for Kafka's sake; a ClickHouse with a part that lacks what a full disk refused."""
 LIFTS = {"restore": "revoke", "resume": "pause"}
 CRASH_S = 0.02
 """What was emitted so long before its agent was killed arrives."""

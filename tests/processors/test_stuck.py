@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tests.processors.working import RUN, Floor, a_floor
@@ -29,6 +30,7 @@ worker.Worker._work = never
 """
     + RUN
 )
+BROKEN = NEVER.replace("await asyncio.Event().wait()", "raise KeyError('x')")
 NO_START = (
     """
 from aiokafka.errors import NodeNotReadyError
@@ -102,7 +104,7 @@ class Still(worker.Worker):
 
     def __init__(self, *, has: bool, looked_at: dict[int, Any], rebalancing: bool = False, new: bool = False) -> None:
         self._has_partitions, self._looked_at, self._new_partitions = has, looked_at, new
-        self.app = type("App", (), {"rebalancing": rebalancing})()
+        self.app: Any = mock.Mock(rebalancing=rebalancing)
 
 
 def test_whoever_has_no_partitions_has_nothing_to_do() -> None:
@@ -111,6 +113,22 @@ def test_whoever_has_no_partitions_has_nothing_to_do() -> None:
     assert not Still(has=True, looked_at={}, new=True)._is_idle()
     assert not Still(has=True, looked_at={}, rebalancing=True)._is_idle()
     assert not Still(has=False, looked_at={})._is_idle()  # a rebalance that never ends
+
+
+def test_what_is_read_back_is_counted_from_the_first_record_on() -> None:
+    still = Still(has=True, looked_at={})
+    still._marked, still.engine = 0.0, mock.Mock(counted=5, skipped=2)
+    still.app.tables.recovery.active_offsets = {1: None, 2: 8}  # Faust's, before anything was read of the first
+    assert still._moved() == (0.0, 7, 8)
+
+
+def test_an_error_of_ours_has_a_code_of_its_own(floor: Floor) -> None:
+    floor.policy()
+    broken = floor.start(program=BROKEN)
+    floor.ready(broken)
+    floor.put(floor.action(input_tokens=600))
+    assert broken.wait(30) == worker.BROKEN
+    assert b"a batch failed, and the next worker gets it again\nTraceback" in floor.log().read_bytes()
 
 
 async def test_changelogs_have_as_many_copies_as_what_they_count(floor: Floor) -> None:

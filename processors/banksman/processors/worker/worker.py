@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -63,7 +63,8 @@ STUCK_S = 60.0
 """Nothing moves for so long, though Kafka answers: this process ends. A start anew heals more than anybody knows of."""
 TOO_OFTEN_S = 20.0
 """Two workers under one name take the partitions from each other, several times within this."""
-REPLACED = 70
+REPLACED, BROKEN = 70, 1
+"""Exit codes: for Kafka's sake, or because it stood still; and because of an error of ours."""
 _log = logging.getLogger("banksman")
 
 
@@ -143,12 +144,8 @@ class Worker:
             async with self.app:
                 await asyncio.gather(watching, self._tick(), self.app.wait_until_stopped())
                 raise RuntimeError("Faust has stopped")
-        except (KafkaError, OSError, AssertionError) as error:  # Kafka went away while it began, say
-            _log.error("a worker cannot go on: %s: %s", type(error).__name__, error)
-            os._exit(REPLACED)
-        except Exception:  # noqa: BLE001 - as for a batch
-            _log.exception("a worker cannot go on")
-            os._exit(REPLACED)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process must not go on
+            _end_because("a worker cannot go on", error)
         finally:
             watching.cancel()
 
@@ -157,9 +154,8 @@ class Worker:
             try:
                 async with self._one_at_a_time:
                     await self._work([event.message for event in batch])
-            except Exception:  # noqa: BLE001 - whatever it is, this process must not go on
-                _log.exception("a batch of %d fetches failed; the next worker gets it again", len(batch))
-                os._exit(REPLACED)
+            except Exception as error:  # noqa: BLE001 - whatever it is, this process must not go on
+                _end_because("a batch failed, and the next worker gets it again", error)
 
     async def _work(self, batch: list[transport.Fetch]) -> None:
         self._look_alive()
@@ -306,7 +302,8 @@ class Worker:
 
     def _moved(self) -> tuple[float, ...]:
         """Another one whenever something was done."""
-        read_back: int = sum(self.app.tables.recovery.active_offsets.values())  # type: ignore[attr-defined]
+        recovery: Any = self.app.tables.recovery  # type: ignore[attr-defined]
+        read_back = sum(offset or 0 for offset in recovery.active_offsets.values())  # None: nothing was read of it yet
         return self._marked, self.engine.counted + self.engine.skipped, read_back
 
     def _is_idle(self) -> bool:
@@ -333,6 +330,15 @@ class Worker:
             _log.error("stood still for %.1f s, longer than the session of a worker: ends", now - self._seen_alive)
             os._exit(REPLACED)
         self._seen_alive = now
+
+
+def _end_because(what: str, error: Exception) -> NoReturn:
+    without_broker = isinstance(error, AssertionError) and "bootstrap" in str(error)  # aiokafka's
+    if without_broker or isinstance(error, (KafkaError, OSError, BrokerAway)):
+        _log.error("%s: %s: %s", what, type(error).__name__, error)
+        os._exit(REPLACED)
+    _log.error("%s", what, exc_info=error)
+    os._exit(BROKEN)
 
 
 def _pieces(batch: list[transport.Fetch]) -> Iterator[list[Any]]:
