@@ -19,7 +19,7 @@ from banksman.settings import Kafka
 from banksman.settings import Worker as Settings
 from banksman.topics import Topic
 
-SOON = "from banksman.processors.worker import worker; worker.STUCK_S = 1.0\n"
+SOON = "from banksman.processors.worker import worker; worker.STUCK_S = 6.0\n"
 NEVER = (
     SOON
     + """
@@ -31,6 +31,11 @@ worker.Worker._work = never
     + RUN
 )
 BROKEN = NEVER.replace("await asyncio.Event().wait()", "raise KeyError('x')")
+HELD = (
+    NEVER.replace("never(self, batch)", "never(self)")
+    .replace("_work = never", "_write = never")
+    .replace("    await", "    print('held', flush=True)\n    await")
+)
 NO_START = (
     """
 from aiokafka.errors import NodeNotReadyError
@@ -86,6 +91,18 @@ def test_one_that_waits_for_kafka_goes_on_waiting(floor: Floor, broker: Broker) 
     floor.put(floor.action(input_tokens=600))
     floor.until(lambda: floor.spent() == 600, 40)
     assert waiting.poll() is None
+
+
+def test_one_that_is_told_to_end_in_the_middle_of_a_batch_commits_nothing_of_it(floor: Floor) -> None:
+    floor.policy()
+    held = floor.start(program=HELD.replace("STUCK_S = 6.0", "STUCK_S = 600.0"))
+    floor.until(lambda: b"are ours" in floor.log().read_bytes())
+    floor.put(floor.action(input_tokens=600))
+    floor.until(lambda: b"held" in floor.log().read_bytes())
+    held.terminate()
+    assert held.wait(30) == 0
+    floor.ready(floor.start("two"), "two")
+    floor.until(lambda: floor.spent() == 600)
 
 
 def test_kafka_that_goes_away_while_faust_begins(floor: Floor) -> None:

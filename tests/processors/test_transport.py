@@ -10,6 +10,7 @@ from typing import Any
 import faust
 import pytest
 from aiokafka.structs import ConsumerRecord
+from faust.tables.recovery import RebalanceAgain, ServiceStopped
 from faust.types import TP
 
 from banksman.processors.worker import tables, transport
@@ -17,7 +18,10 @@ from banksman.processors.worker import tables, transport
 
 @pytest.fixture
 async def consumer() -> AsyncIterator[Any]:
-    app = faust.App("t", broker=f"{transport.SCHEME}://127.0.0.1:9", store=f"{tables.SCHEME}://", web_enabled=False)
+    app = faust.App(
+        "t", broker=f"{transport.SCHEME}://127.0.0.1:9", store=f"{tables.SCHEME}://", web_enabled=False,
+        TableManager=transport.Tables,
+    )  # fmt: skip
     app.Table("states", partitions=2)
     made = app.consumer
     assert isinstance(made, transport.Consumer)
@@ -85,6 +89,29 @@ async def test_what_was_never_committed_begins_at_the_beginning(consumer: Any, m
     monkeypatch.setattr(type(consumer), "assignment", lambda _: {*STREAM, changelog(consumer)})
     await consumer.perform_seek()
     assert sought == {STREAM[1]: 3}
+
+
+async def test_room_in_a_queue_does_not_resume_what_is_paused(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(consumer), "assignment", lambda _: set(STREAM))
+    consumer._active_partitions = set(STREAM)
+    for place in STREAM:
+        consumer.on_buffer_full(place)
+    consumer.pause_partitions(STREAM[:1])
+    for place in STREAM:
+        consumer.on_buffer_drop(place)
+    assert (consumer._active_partitions, consumer._buffered_partitions) == ({STREAM[1]}, set())
+
+
+async def test_a_broker_that_takes_too_long_does_not_end_what_reads_changelogs_back(consumer: Any) -> None:
+    recovery = consumer.app.tables.recovery
+    with pytest.raises(RebalanceAgain):
+        await recovery._wait(asyncio.sleep(60), timeout=0.01)
+    assert recovery.signal_recovery_start.is_set()  # it begins anew
+    recovery.signal_recovery_start.clear()
+    await recovery._wait(asyncio.sleep(0), timeout=5)
+    recovery._stopped.set()
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.sleep(60), timeout=5)
 
 
 # ── what is delivered, and what is committed of it ──
@@ -189,6 +216,35 @@ async def test_what_was_delivered_before_a_rebalance_is_not_waited_for_after_it(
     assert consumer._new_offset(STREAM[0]) is None
     consumer.ack(again)
     assert consumer._new_offset(STREAM[0]) == 13
+
+
+async def test_what_was_under_way_at_the_end_is_not_committed(consumer: Any, reader: Reader) -> None:
+    fetch = await deliver(consumer, STREAM[0], 0, 9)
+    consumer.forget()
+    consumer.ack(fetch)  # Faust does, whatever became of it
+    assert (consumer._new_offset(STREAM[0]), len(reader.got)) == (None, 1)
+
+
+async def test_what_is_done_is_kept_without_its_records(consumer: Any, reader: Reader) -> None:
+    fetch = await deliver(consumer, STREAM[0], 0, 9)
+    fetch.incref()
+    fetch.ack(consumer)
+    assert (fetch.records, fetch.acked, len(reader.got)) == ((), True, 1)
+    assert consumer._new_offset(STREAM[0]) == 10
+
+
+async def test_what_comes_of_a_paused_partition_is_fetched_again(
+    consumer: Any, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[Any] = []
+
+    async def seek(place: TP, offset: int) -> None:
+        sought.append((place, offset))
+
+    monkeypatch.setattr(consumer, "_seek", seek)
+    consumer.pause_partitions(STREAM[:1])
+    await deliver(consumer, STREAM[0], 5, 9)
+    assert (reader.got, sought, consumer._read_offset[STREAM[0]]) == ([], [(STREAM[0], 5)], 5)
 
 
 async def test_of_a_partition_that_went_away_nothing_is_committed(consumer: Any, reader: Reader) -> None:

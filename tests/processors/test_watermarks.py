@@ -66,3 +66,24 @@ async def test_nobody_waits_for_what_kafka_has_removed(kafka_settings: Kafka) ->
     await marks.look()
     assert set(marks.reached()) == {0}
     await marks.close()
+
+
+async def test_one_that_stands_is_seen_beside_one_that_is_quiet(
+    kafka_settings: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, now = await fill(kafka_settings, 3), time.monotonic()
+    monkeypatch.setattr(watermarks.time, "monotonic", lambda: now)
+    marks = Watermarks(kafka_settings, "nobody", [where.topic])
+    marks.assigned(range(PARTITIONS), {})
+    await marks.look()
+    assert set(marks.reached()) == {1}, "the quiet one is counted, again and again"
+    now += 100
+    assert marks.stands_s() == pytest.approx(100)
+    marks.worked(where.topic, 0, 0)
+    now += 5
+    assert marks.stands_s() == pytest.approx(5)  # it is slow, and moves
+    for offset in (1, 2):
+        marks.worked(where.topic, 0, offset)
+    now += 100
+    assert marks.stands_s() == 0
+    await marks.close()

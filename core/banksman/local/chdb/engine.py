@@ -175,10 +175,13 @@ class Engine:
     def _parts(self) -> list[Part]:
         handle = self._connect()
         try:
-            found = handle.run("SELECT path, bytes_on_disk FROM system.parts WHERE active AND database != 'system'")
+            found = handle.run(
+                "SELECT hex(path), bytes_on_disk FROM system.parts WHERE active AND database != 'system'"
+            )
         finally:
             handle.close()
-        return [Part(path, int(size)) for path, _, size in (row.partition("\t") for row in found.decode().splitlines())]
+        rows = (row.split("\t") for row in found.decode().splitlines())
+        return [Part(bytes.fromhex(path).decode(), int(size)) for path, size in rows]
 
     @contextmanager
     def _slot(self, *, reader: bool) -> Iterator[None]:

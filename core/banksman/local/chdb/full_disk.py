@@ -26,7 +26,7 @@ STARTS_AGAIN = 3
 UNCOUNTED = frozenset(
     ("checksums.txt", "columns.txt", "columns_substreams.txt", "default_compression_codec.txt", "metadata_version.txt")
 )
-"""Files of a part that its size does not count. Small enough that each is there whole or not at all."""
+"""Files of a part that its size does not count: of them it is only seen whether they are empty."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ class Part(NamedTuple):
 
 
 def lacks(part: Part) -> bool:
-    """Whether its files have less in them. FileNotFoundError: it was dropped meanwhile."""
+    """Whether its files have less in them, or are not there."""
+    if not Path(part.path).is_dir():
+        return True
     counted = 0
     for folder, _, names in os.walk(part.path, onerror=_raise):
         for name in names:
@@ -61,14 +63,15 @@ def leave(parts: list[str]) -> NoReturn:
 
 
 class FullDisk:
-    """Looks at new parts when asked to, and once a second in a thread of its own, until `close`.
+    """Looks at new parts when asked to, and once a second in a thread of its own, until `close`. What was there before was
+    looked at by ClickHouse when it started.
 
     `parts()`: those in force. `found(paths)`: what is done about those that lack something.
     """
 
     def __init__(self, parts: Callable[[], list[Part]], found: Callable[[list[str]], object] = leave) -> None:
         self._parts, self._found = parts, found
-        self._whole: set[Part] = set()
+        self._seen = set(parts())
         self._one_at_a_time, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="full-disk", daemon=True)
         self._thread.start()
@@ -82,22 +85,12 @@ class FullDisk:
         """At every part that was not seen whole before."""
         with self._one_at_a_time:
             parts = set(self._parts())
-            lacking = self._lacking(parts - self._whole)
-            self._whole = parts - lacking
-            if lacking:  # still in force? It may have been dropped, file by file, while it was looked at
-                lacking = self._lacking(lacking & set(self._parts()))
+            lacking = {part for part in parts - self._seen if _lacks(part)}
+            self._seen = parts - lacking
+            if lacking:  # it may have been dropped, file by file, while it was looked at
+                lacking = {part for part in lacking & set(self._parts()) if _lacks(part)} & set(self._parts())
             if lacking:
                 self._found(sorted(part.path for part in lacking))
-
-    def _lacking(self, parts: set[Part]) -> set[Part]:
-        found = set()
-        for part in parts:
-            try:
-                if lacks(part):
-                    found.add(part)
-            except FileNotFoundError:
-                continue
-        return found
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -105,6 +98,13 @@ class FullDisk:
                 self.look()
             except Exception as error:  # noqa: BLE001 - no memory left, say: whatever it is, the next look has to come
                 log.warning("parts cannot be looked at: %s: %s", type(error).__name__, error)
+
+
+def _lacks(part: Part) -> bool:
+    try:
+        return lacks(part)
+    except FileNotFoundError:  # dropped, or is it?
+        return True
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -260,6 +260,8 @@ class Request:
         whole = self.parameters.get("wait_end_of_query") == "1" or not answers.may_stream(self.http)
         if whole or form.lower() not in STREAMED or not statements.is_query(sql, word):
             result = handle.query(query, default, params)
+            if word not in statements.READS or (word == "WITH" and not statements.is_query(sql, word)):
+                self.engine.check_written()
             numbers = {**result._asdict(), "result_bytes": len(result.data)}
             headers.append(self._summary(numbers))
             answers.whole(self.http, 200, result.data, headers, kind=kind, encoder=self._encoder())

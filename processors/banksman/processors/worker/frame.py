@@ -63,6 +63,7 @@ def app(kafka: Kafka, settings: Settings, name: str, laid: Laid) -> transport.Ap
         stream_wait_empty=False,
         topic_disable_leader=True,
         web_enabled=False,
+        TableManager=transport.Tables,
         cython_optimizations=True,
     )
 

@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import faust
+from faust.tables import manager, recovery
 from faust.transport.drivers import TRANSPORTS, aiokafka
 from faust.types.tuples import ConsumerMessage
 from mode.utils.queues import ThrowableQueue
@@ -47,6 +48,11 @@ class Fetch(ConsumerMessage):
         self.records = records
         self.size = sum(map(size_of, records)) + OBJECTS * len(records)
 
+    def on_final_ack(self, consumer: Any) -> bool:
+        """What was done is kept until it is committed, which may take long: its place, not its records."""
+        self.records = ()
+        return super().on_final_ack(consumer)
+
 
 class Thread(aiokafka.AIOKafkaConsumerThread):
     """Its client goes on when one of several brokers hangs, as all of ours do."""
@@ -60,7 +66,7 @@ class Thread(aiokafka.AIOKafkaConsumerThread):
 class Consumer(aiokafka.Consumer):
     """Delivers fetches, none that Faust would throw away, and commits up to where they are done in a row.
 
-    Three gaps around a recovery of tables, each of which loses records until the next start:
+    Gaps around a recovery of tables, each of which loses records until the next start:
 
     * A fetch goes by the set of partitions that are active, while others change it. At the end of a recovery it is empty for a
       moment, which means all of them: records of the streams are taken, and thrown away. A fetch gets a set of its own.
@@ -68,6 +74,9 @@ class Consumer(aiokafka.Consumer):
       between is gone. They are resumed with the flow.
     * Of a partition of which nothing was ever committed aiokafka seeks nowhere: it goes on behind what was thrown away. It
       begins at its beginning.
+
+    And one that outlives the recovery: a stream whose queue was full, and is emptied, lets its partition be fetched again, be
+    it paused. It stays paused, and what comes of a paused partition all the same is fetched again when it is not any more.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -106,6 +115,9 @@ class Consumer(aiokafka.Consumer):
         read = self._read_offset[tp]
         if read is not None and fetch.offset < read:
             return
+        if tp in self._paused_partitions:
+            await self.seek(tp, fetch.records[0].offset)
+            return
         if self.app.topics.acks_enabled_for(tp.topic):
             self._under_way[tp].append(fetch)
         await self.wait_first(self.callback(fetch), self.suspend_flow.wait())
@@ -126,6 +138,17 @@ class Consumer(aiokafka.Consumer):
         self._held |= set(tps) - changelogs
         super().resume_partitions(changelogs)
 
+    def on_buffer_drop(self, tp: Any) -> None:
+        """There is room in a stream's queue again."""
+        if tp in self._paused_partitions:
+            self._buffered_partitions.discard(tp)
+        else:
+            super().on_buffer_drop(tp)
+
+    def forget(self) -> None:
+        """What was delivered and is not committed is not done, whatever is said of it from here on."""
+        self._under_way.clear()
+
     def pause_partitions(self, tps: Iterable[Any]) -> None:
         """At once."""
         self._held -= set(tps)
@@ -141,12 +164,14 @@ class Consumer(aiokafka.Consumer):
         """What is under way of them is done by whoever gets them."""
         for tp in revoked:
             self._under_way.pop(tp, None)
+        self._buffered_partitions -= set(revoked)
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:
         """Back to what is committed, or to the beginning."""
-        self._under_way.clear()
+        self.forget()
         await super().perform_seek()
+        self.forget()
         changelogs = self.app.tables.changelog_topics
         never = [tp for tp in self.assignment() if tp.topic not in changelogs and not self._committed_offset[tp]]
         if never:
@@ -193,6 +218,30 @@ def size_of(record: Any) -> int:
     for name, value in record.headers or ():
         size += len(name) + len(value or b"")
     return size
+
+
+class Recovery(recovery.Recovery):
+    """Faust's ends for good, without a word, when a broker takes too long to answer: a timeout looks like a stop to it."""
+
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:  # noqa: ASYNC109 - Faust's signature
+        try:
+            await super()._wait(coro, timeout)
+        except recovery.ServiceStopped:
+            if self.should_stop:
+                raise
+            self.signal_recovery_start.set()  # from its beginning, as after a rebalance
+            raise recovery.RebalanceAgain from None
+
+
+class Tables(manager.TableManager):
+    """With that."""
+
+    @property
+    def recovery(self) -> recovery.Recovery:
+        """What reads changelogs back."""
+        if self._recovery is None:
+            self._recovery = Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
 
 
 class App(faust.App):

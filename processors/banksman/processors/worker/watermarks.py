@@ -42,6 +42,8 @@ class Watermarks:
         self._looks: dict[int, _Look] = {}
         self._partitions: list[int] = []
         self._next = 0.0
+        self._moved: dict[int, float] = {}
+        """When something of a partition was worked through last."""
 
     def assigned(self, partitions: Iterable[int], committed: Mapping[TopicPartition, int]) -> None:
         """Begin anew with these. `committed`: where the group goes on, where it has been."""
@@ -51,6 +53,7 @@ class Watermarks:
 
     def worked(self, topic: str, partition: int, offset: int) -> None:
         """A record was worked through, and all that comes of it is written."""
+        self._moved[partition] = time.monotonic()
         where = TopicPartition(topic, partition)
         self._done[where] = max(self._done.get(where, 0), offset + 1)
 
@@ -101,6 +104,16 @@ class Watermarks:
             if any(self._done.get(place, 0) < end for place, end in look.ends.items())
         ]
         return max(late, default=0.0)
+
+    def stands_s(self) -> float:
+        """For how long nothing was worked through of a partition in which something waits."""
+        now = time.monotonic()
+        standing = [
+            now - max(look.began, self._moved.get(number, 0.0))
+            for number, look in self._looks.items()
+            if any(self._done.get(place, 0) < end for place, end in look.ends.items())
+        ]
+        return max(standing, default=0.0)
 
     async def committed(self) -> dict[TopicPartition, int]:
         """Where the group goes on. KafkaError, OSError, BrokerAway."""

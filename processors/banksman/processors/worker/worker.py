@@ -19,7 +19,7 @@ from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from banksman import bus
 from banksman.errors import BrokerAway, Unavailable
@@ -156,15 +156,21 @@ class Worker:
                     await self._work([event.message for event in batch])
             except Exception as error:  # noqa: BLE001 - whatever it is, this process must not go on
                 _end_because("a batch failed, and the next worker gets it again", error)
+            except BaseException:  # told to end: Faust would commit what it was at
+                self.app.consumer.forget()  # type: ignore[attr-defined]
+                raise
 
     async def _work(self, batch: list[transport.Fetch]) -> None:
         self._look_alive()
         done: dict[tuple[str, int], int] = {}
-        for piece in _pieces(batch):
+        for generation, piece in _pieces(batch):
             await self._know_states()
             # What waited here while its partition went to another worker is that one's: its states are not here any more, and
-            # made anew they would say that nothing was ever spent. So nothing comes between this look and the engine.
-            ours = [record for record in piece if record.partition in self._looked_at]
+            # made anew they would say that nothing was ever spent. And what waited while partitions were dealt out comes again,
+            # from what is committed on: to take the later half of it now would be to pass over the earlier. So nothing comes
+            # between this look and the engine.
+            dealt_out_since = generation != self.app.consumer_generation_id
+            ours = [] if dealt_out_since else [record for record in piece if record.partition in self._looked_at]
             topics = self._topics
             self.engine.take(
                 Record(
@@ -291,10 +297,10 @@ class Worker:
         moved, since = self._moved(), boottime()
         while True:
             await asyncio.sleep(TICK_S)
-            now = self._moved()
-            if now != moved or self._is_idle():
+            now, patience = self._moved(), STUCK_S + self._session_s  # so long others may keep a rebalance waiting
+            if (now != moved or self._is_idle()) and self._marks.stands_s() <= patience:
                 moved, since = now, boottime()
-            elif boottime() - since > STUCK_S + self._session_s:  # so long others may keep a rebalance waiting
+            elif boottime() - since > patience or self._marks.stands_s() > patience:
                 if await self._kafka_answers():
                     _log.error("nothing moves, though Kafka answers: ends, to begin anew")
                     os._exit(REPLACED)
@@ -333,23 +339,27 @@ class Worker:
 
 
 def _end_because(what: str, error: Exception) -> NoReturn:
-    without_broker = isinstance(error, AssertionError) and "bootstrap" in str(error)  # aiokafka's
-    if without_broker or isinstance(error, (KafkaError, OSError, BrokerAway)):
+    away = isinstance(error, KafkaError) and (error.retriable or isinstance(error, KafkaConnectionError))
+    away |= isinstance(error, AssertionError) and "bootstrap" in str(error)  # aiokafka's
+    if away or isinstance(error, (ConnectionError, TimeoutError, BrokerAway)):
         _log.error("%s: %s: %s", what, type(error).__name__, error)
         os._exit(REPLACED)
     _log.error("%s", what, exc_info=error)
     os._exit(BROKEN)
 
 
-def _pieces(batch: list[transport.Fetch]) -> Iterator[list[Any]]:
-    """Of its records, so many at a time, and so many bytes."""
+def _pieces(batch: list[transport.Fetch]) -> Iterator[tuple[int | None, list[Any]]]:
+    """Of its records, so many at a time, and so many bytes, with the generation of the group that they were fetched in."""
     piece: list[Any] = []
-    size = 0
+    size, generation = 0, batch[0].generation_id
     for fetch in batch:
+        if fetch.generation_id != generation:
+            yield generation, piece
+            piece, size, generation = [], 0, fetch.generation_id
         for record in fetch.records:
             piece.append(record)
             size += transport.size_of(record)
             if size >= AT_ONCE or len(piece) >= AT_MOST:
-                yield piece
+                yield generation, piece
                 piece, size = [], 0
-    yield piece
+    yield generation, piece
