@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from unittest import mock
 
 import pytest
 from aiokafka import TopicPartition
@@ -72,7 +73,8 @@ async def test_one_that_stands_is_seen_beside_one_that_is_quiet(
     kafka_settings: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where, now = await fill(kafka_settings, 3), time.monotonic()
-    monkeypatch.setattr(watermarks.time, "monotonic", lambda: now)
+    clock = mock.Mock(monotonic=lambda: now, time_ns=time.time_ns)
+    monkeypatch.setattr(watermarks, "time", clock)
     marks = Watermarks(kafka_settings, "nobody", [where.topic])
     marks.assigned(range(PARTITIONS), {})
     await marks.look()
