@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,37 @@ def test_whoever_has_no_partitions_has_nothing_to_do() -> None:
     assert not Still(has=True, looked_at={}, new=True)._is_idle()
     assert not Still(has=True, looked_at={}, rebalancing=True)._is_idle()
     assert not Still(has=False, looked_at={})._is_idle()  # a rebalance that never ends
+
+
+async def test_kafka_has_to_answer_twice_and_is_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after an outage nothing has moved either; and during one nobody needs a storm of questions."""
+    now, asked, answers = 0.0, list[float](), [False, True, False, True, True]
+
+    def later() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    class Ended(Exception):
+        pass
+
+    class Asking(Still):
+        async def _kafka_answers(self) -> bool:
+            asked.append(now)
+            return answers[len(asked) - 1]
+
+        def _moved(self) -> tuple[float, ...]:
+            return (0.0,)
+
+    still = Asking(has=True, looked_at={0: None})
+    still._session_s, still._marks = 0.0, mock.Mock(stands_s=lambda: 1000.0)
+    monkeypatch.setattr(worker, "TICK_S", 0)
+    monkeypatch.setattr(worker, "boottime", later)
+    monkeypatch.setattr(worker, "os", mock.Mock(_exit=mock.Mock(side_effect=Ended)))
+    with pytest.raises(Ended):
+        await still._see_to_it_that_it_moves()
+    assert len(asked) == len(answers)
+    assert all(later - sooner >= worker.STUCK_S / 2 for sooner, later in itertools.pairwise(asked))
 
 
 def test_what_is_read_back_is_counted_from_the_first_record_on() -> None:

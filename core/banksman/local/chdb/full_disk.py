@@ -40,16 +40,17 @@ class Part(NamedTuple):
 
 def lacks(part: Part) -> bool:
     """Whether its files have less in them, or are not there."""
-    if not Path(part.path).is_dir():
-        return True
     counted = 0
-    for folder, _, names in os.walk(part.path, onerror=_raise):
-        for name in names:
-            size = (Path(folder) / name).stat().st_size
-            if name not in UNCOUNTED:
-                counted += size
-            elif not size:
-                return True
+    try:
+        for folder, _, names in os.walk(part.path, onerror=_raise):
+            for name in names:
+                size = (Path(folder) / name).stat().st_size
+                if name not in UNCOUNTED:
+                    counted += size
+                elif not size:
+                    return True
+    except FileNotFoundError:  # dropped, or is it?
+        return True
     return counted < part.size
 
 
@@ -85,10 +86,10 @@ class FullDisk:
         """At every part that was not seen whole before."""
         with self._one_at_a_time:
             parts = set(self._parts())
-            lacking = {part for part in parts - self._seen if _lacks(part)}
+            lacking = {part for part in parts - self._seen if lacks(part)}
             self._seen = parts - lacking
             if lacking:  # it may have been dropped, file by file, while it was looked at
-                lacking = {part for part in lacking & set(self._parts()) if _lacks(part)} & set(self._parts())
+                lacking = {part for part in lacking & set(self._parts()) if lacks(part)} & set(self._parts())
             if lacking:
                 self._found(sorted(part.path for part in lacking))
 
@@ -98,13 +99,6 @@ class FullDisk:
                 self.look()
             except Exception as error:  # noqa: BLE001 - no memory left, say: whatever it is, the next look has to come
                 log.warning("parts cannot be looked at: %s: %s", type(error).__name__, error)
-
-
-def _lacks(part: Part) -> bool:
-    try:
-        return lacks(part)
-    except FileNotFoundError:  # dropped, or is it?
-        return True
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -258,9 +258,10 @@ class Request:
         headers = self.common + ([("X-ClickHouse-Format", form)] if rows_come else [])
         kind = CONTENT_TYPES.get(form.lower(), answers.TEXT)
         whole = self.parameters.get("wait_end_of_query") == "1" or not answers.may_stream(self.http)
-        if whole or form.lower() not in STREAMED or not statements.is_query(sql, word):
+        is_query = statements.is_query(sql, word)
+        if whole or form.lower() not in STREAMED or not is_query:
             result = handle.query(query, default, params)
-            if word not in statements.READS or (word == "WITH" and not statements.is_query(sql, word)):
+            if word not in statements.READS or (word == "WITH" and not is_query):
                 self.engine.check_written()
             numbers = {**result._asdict(), "result_bytes": len(result.data)}
             headers.append(self._summary(numbers))

@@ -294,17 +294,21 @@ class Worker:
         """End where nothing is counted, read back or found to be counted, for no reason of Kafka's: Faust waits, once in a few
         hundred rebalances, for what will never come, and an agent with a budget waits for this worker.
         """
-        moved, since = self._moved(), boottime()
+        moved, since, answered = self._moved(), boottime(), False
+        patience = (STUCK_S + self._session_s) / 2  # for so long others may keep a rebalance waiting
         while True:
             await asyncio.sleep(TICK_S)
-            now, patience = self._moved(), STUCK_S + self._session_s  # so long others may keep a rebalance waiting
-            if (now != moved or self._is_idle()) and self._marks.stands_s() <= patience:
-                moved, since = now, boottime()
-            elif boottime() - since > patience or self._marks.stands_s() > patience:
-                if await self._kafka_answers():
-                    _log.error("nothing moves, though Kafka answers: ends, to begin anew")
-                    os._exit(REPLACED)
-                since = boottime()
+            now = self._moved()
+            if (now != moved or self._is_idle()) and self._marks.stands_s() < patience:
+                moved, since, answered = now, boottime(), False
+            if boottime() - since < patience:
+                continue
+            # Asked twice: after an outage nothing has moved either, and it needs a moment to.
+            before, answered = answered, await self._kafka_answers()
+            if before and answered:
+                _log.error("nothing moves, though Kafka answers: ends, to begin anew")
+                os._exit(REPLACED)
+            since = boottime()
 
     def _moved(self) -> tuple[float, ...]:
         """Another one whenever something was done."""
