@@ -4,7 +4,7 @@
                                                                             │
     what a group goes on with ◄─ the last of those that are done in a row ◄─┘
 
-A record by itself takes Faust a hundred microseconds: four tasks, an event, a place in two sets. Together they share that. And
+A record by itself takes Faust fifty microseconds and more: four tasks, an event, a place in two sets. Together they share that. And
 there is a bound of bytes on what waits in a stream.
 """
 
