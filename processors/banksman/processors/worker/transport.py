@@ -4,8 +4,8 @@
                                                                             │
     what a group goes on with ◄─ the last of those that are done in a row ◄─┘
 
-A record by itself takes Faust fifty microseconds and more: four tasks, an event, a place in two sets. Together they share that. And
-there is a bound of bytes on what waits in a stream.
+A record by itself takes Faust fifty microseconds and more: four tasks, an event, a place in two sets. Together they share that.
+And there is a bound of bytes on what waits in a stream.
 """
 
 from __future__ import annotations
