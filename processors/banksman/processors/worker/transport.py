@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 SCHEME = "banksman"
 TOGETHER = 250
 """Records in a message: whoever waits for room, or looks for a rebalance, does so between two of them."""
+FETCH_WAIT_MS = 100
+"""For so long a broker waits for something new. There is one request at a time to each broker, and it asks for what is not held
+here already: in Faust's second and a half of waiting where there is nothing, a worker that catches up works through what it
+holds of the other partitions, and stands still.
+"""
 WAITING, OBJECTS = 32 << 20, 1000
 """Bytes of records that wait in a stream: Faust counts messages alone, and each record may have two megabytes, be it in its
 headers. So many come on top for the objects of each.
@@ -60,6 +65,7 @@ class Thread(aiokafka.AIOKafkaConsumerThread):
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> Any:
         made = super()._create_consumer(loop)
         ready_for_failover(made._client)  # noqa: SLF001 - there is no public way to it
+        made._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - Faust has a number of its own
         return made
 
 
