@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from banksman.policy import normal
 from banksman.policy.load import LATER
-from banksman.policy.verbs import READ_ONLY, READ_ONLY_AWS, READ_ONLY_WORDS
+from banksman.policy.catalogue import READ_ONLY, READ_ONLY_AWS, READ_ONLY_WORDS
 from banksman.policy.verdict import MEANING
 
 FORMAT = """# Policy

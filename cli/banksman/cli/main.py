@@ -62,6 +62,9 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "pause": ("pause", "stop all agents of a project"),
         "resume": ("resume", "let the agents of a paused project ask again"),
     },
+    "Policy as code": {
+        "policy": ("policy", "lint, test, explain and diff policies"),
+    },
     "Recorded actions": {
         "replay": ("replay", "send recorded actions through the real emitter and enforcer"),
     },

@@ -14,8 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.json import encode
 
+from banksman.policy.catalogue import surely_reads
+from banksman.policy.conditions import comparisons
 from banksman.policy.globs import Custom, Matcher, compile_patterns
+from banksman.policy.holds import NONE, Asked, Facts, Holds, Truth, compile_condition
 from banksman.policy.match import NO_POLICY, judge, refuse
 from banksman.policy.normal import (
     FOLDS_ACTIONS,
@@ -30,12 +34,13 @@ from banksman.policy.normal import (
     fold_action,
     plain_resource,
 )
+from banksman.policy.rules import EVERY_SERVICE
 from banksman.policy.verdict import Reason, Ruling, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from banksman.policy.rules import Policy, Rule
+    from banksman.policy.rules import AgentPolicy, Policy, Rule
 
 _KEPT_RULINGS = 64
 """Rulings kept per bucket: one per set of rules that matched together. In practice two or three."""
@@ -44,9 +49,11 @@ _KEPT_BUCKETS = 256
 """Buckets kept per agent for actions that no rule names exactly: the agent chooses those words, so they are bounded."""
 
 
-_Test = tuple[int, bool, Matcher | None, Matcher | None]
-"""(bit, strict, resource, branch): `strict` rules (never, require_approval) are those that a field left out must not
-escape; None stands for patterns that the rule does not have."""
+_KEPT_AGENTS = 100_000
+
+_Test = tuple[int, bool, Matcher | None, Matcher | None, Holds | None]
+"""(bit, strict, resource, branch, condition): `strict` rules (never, require_approval) are those that a field left out must not
+escape; None stands for what the rule does not have."""
 
 
 class _Bucket(msgspec.Struct, gc=False):
@@ -67,15 +74,52 @@ class _Bucket(msgspec.Struct, gc=False):
 class CompiledPolicy:
     """One project's policy, ready to answer. What it says never changes; what it has worked out is kept."""
 
-    __slots__ = ("_buckets", "_kept", "policy")
+    __slots__ = ("_agents", "_buckets", "_kept", "_moments", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._buckets: dict[tuple[str, str, str], _Bucket] = {}
         self._kept: dict[str, int] = {}
+        self._agents: dict[str, AgentPolicy | None] = {}
+        self._moments: tuple[Holds, ...] | None = None
+
+    def agent(self, name: str) -> AgentPolicy | None:
+        """All that the policy says about an agent, worked out once."""
+        try:
+            return self._agents[name]
+        except KeyError:
+            if len(self._agents) >= _KEPT_AGENTS:
+                self._agents.clear()
+            found = self._agents[name] = self.policy.of(name)
+            return found
+
+    def is_shadow(self, name: str) -> bool:
+        """Whether what the policy says about an agent is only noted."""
+        known = self.agent(name)
+        return self.policy.shadow if known is None or known.mode is None else known.mode == "shadow"
+
+    def moment(self, at: float) -> tuple[Truth, ...]:
+        """Another value whenever a condition about the time begins or ends to hold."""
+        if self._moments is None:
+            rules = [*self.policy.guardrails, *(rule for rules in self.policy.sets.values() for rule in rules)]
+            rules += [rule for entry in self.policy.agents.values() for rule in entry.rules]
+            told = {
+                encode(said): said for rule in rules for said in comparisons(rule.when) if said.attribute == "time"
+            }
+            self._moments = tuple(compile_condition(said, "", self.policy.schedules) for said in told.values())
+        if not self._moments:
+            return ()
+        asked = Asked("", "", None, None, "", Facts(at=at))
+        return tuple(holds(asked) for holds in self._moments)
 
     def decide(
-        self, agent: str, service: str, action: str, resource: str | None = None, branch: str | None = None
+        self,
+        agent: str,
+        service: str,
+        action: str,
+        resource: str | None = None,
+        branch: str | None = None,
+        facts: Facts = NONE,
     ) -> Verdict:
         """The verdict on one operation. Never raises, never blocks; a few microseconds."""
         if service in FOLDS_ACTIONS:
@@ -95,8 +139,8 @@ class CompiledPolicy:
             if wrong is not None:
                 return Verdict(refuse(self.policy, agent, wrong), service, action, resource, branch)
 
-        found = 0
-        for bit, strict, resources, branches in bucket.tests:
+        found, asked = 0, None
+        for bit, strict, resources, branches, holds in bucket.tests:
             missing = False
             if resources is not None:
                 if resource is None:
@@ -112,6 +156,16 @@ class CompiledPolicy:
                     missing = True
                 elif not branches(branch):
                     continue
+            if holds is not None:
+                if asked is None:
+                    asked = Asked(service, action, resource, branch, agent, facts)
+                truth = holds(asked)
+                if not truth:
+                    if truth is not None or not strict:
+                        continue
+                    if not missing:
+                        found |= bit * 3  # both: it matches because nobody can say
+                        continue
             found |= bit << 1 if missing else bit
         if found != bucket.found:
             bucket.ruling = bucket.rulings.get(found) or self._rule(agent, service, action, bucket, found)
@@ -121,18 +175,22 @@ class CompiledPolicy:
     def _bucket(self, agent: str, service: str, action: str) -> _Bucket | Reason:
         """The bucket of a service and action that is asked about for the first time, or why there can be none."""
         policy = self.policy
-        known = agent in policy.agents
+        entry = self.agent(agent)
+        known = entry is not None
         if not known and not policy.shadow:
             return Reason.UNKNOWN_AGENT
-        rules = [rule for rule in policy.rules_of(agent) if rule.service == service]
-        named = any(fold_action(service, name) == action for rule in rules for name in rule.actions)
+        own = entry.rules if entry is not None else ()
+        rules = [rule for rule in (*policy.guardrails, *own) if covers_service(rule, service, action)]
+        named = any(
+            fold_action(service, name) == action for rule in rules if rule.service == service for name in rule.actions
+        )
         if not named:
             wrong = _refused(service, MAX_SERVICE, bad_text(service[: MAX_SERVICE + 1])) or _refused(
                 action, MAX_ACTION, bad_text(action[: MAX_ACTION + 1])
             )
             if wrong is not None:
                 return wrong
-        bucket = _make_bucket(service, tuple(rule for rule in rules if names_action(rule, action)))
+        bucket = self._make_bucket(service, tuple(rule for rule in rules if names_action(rule, action)))
         bucket.ruling = self._rule(agent, service, action, bucket, 0)
         if known and not named:
             kept = self._kept.get(agent, 0)
@@ -144,18 +202,33 @@ class CompiledPolicy:
         return bucket
 
     def _rule(self, agent: str, service: str, action: str, bucket: _Bucket, found: int) -> Ruling:
+        states = [(rule, found >> 2 * at & 3) for at, rule in enumerate(bucket.rules)]
         ruling = judge(
             self.policy,
             agent,
             service,
             action,
-            [rule for at, rule in enumerate(bucket.rules) if found >> 2 * at & 1],
-            [rule for at, rule in enumerate(bucket.rules) if found >> 2 * at & 2],
-            otherwise=Reason.DEFAULT_DENY if agent in self.policy.agents else Reason.UNKNOWN_AGENT,
+            [rule for rule, state in states if state in {1, 3}],
+            [rule for rule, state in states if state == 2],
+            [rule for rule, state in states if state == 3],
+            otherwise=Reason.UNKNOWN_AGENT if self.agent(agent) is None else Reason.DEFAULT_DENY,
         )
         if len(bucket.rulings) < _KEPT_RULINGS:
             bucket.rulings[found] = ruling
         return ruling
+
+    def _make_bucket(self, service: str, rules: tuple[Rule, ...]) -> _Bucket:
+        tests = tuple(
+            (
+                1 << 2 * at,
+                rule.effect != "allow",
+                _matcher(Custom.RESOURCE, service, rule.resources),
+                _matcher(Custom.BRANCH, service, rule.branches),
+                None if rule.when is None else compile_condition(rule.when, service, self.policy.schedules),
+            )
+            for at, rule in enumerate(rules)
+        )
+        return _Bucket(tests, plain_resource(service), 0, NO_POLICY, {}, rules)
 
 
 def _refused(value: str, longest: int, wrong: str | None) -> Reason | None:
@@ -164,21 +237,15 @@ def _refused(value: str, longest: int, wrong: str | None) -> Reason | None:
     return Reason.NOT_CANONICAL if wrong else None
 
 
-def _make_bucket(service: str, rules: tuple[Rule, ...]) -> _Bucket:
-    tests = tuple(
-        (
-            1 << 2 * at,
-            rule.effect != "allow",
-            _matcher(Custom.RESOURCE, service, rule.resources),
-            _matcher(Custom.BRANCH, service, rule.branches),
-        )
-        for at, rule in enumerate(rules)
-    )
-    return _Bucket(tests, plain_resource(service), 0, NO_POLICY, {}, rules)
-
-
 def _matcher(custom: Custom, service: str, patterns: tuple[str, ...] | None) -> Matcher | None:
     return compile_patterns(custom, service, patterns) if patterns else None
+
+
+def covers_service(rule: Rule, service: str, action: str) -> bool:
+    """Whether the rule is about the service. A freeze may be about all of them, and lets pass what surely only reads."""
+    if rule.freeze:
+        return rule.service in {service, EVERY_SERVICE} and not surely_reads(service, action)
+    return rule.service == service
 
 
 def names_action(rule: Rule, action: str) -> bool:
@@ -203,12 +270,13 @@ class Bundle:
         action: str,
         resource: str | None = None,
         branch: str | None = None,
+        facts: Facts = NONE,
     ) -> Verdict:
         """The verdict on one operation of one agent. A project without a policy in force is denied everything."""
         policy = self.policies.get(project)
         if policy is None:
             return Verdict(NO_POLICY, service, action, resource, branch)
-        return policy.decide(agent, service, action, resource, branch)
+        return policy.decide(agent, service, action, resource, branch, facts)
 
     def versions(self) -> dict[str, str]:
         """Project -> policy version."""

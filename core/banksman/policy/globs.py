@@ -34,7 +34,9 @@ class Custom(enum.Enum):
     ACTION = "action"
 
 
-class _Wild(enum.Enum):
+class Wild(enum.Enum):
+    """A wildcard, by the regular expression that it is."""
+
     ONE = "[^/]"
     MANY = "[^/]*"
     ONE_IN_PART = "[^:]"
@@ -42,6 +44,15 @@ class _Wild(enum.Enum):
     ONE_OF_ALL = "."
     ALL = ".*"
     DIRECTORIES = "(?:.*/)?"
+
+    def takes(self, char: str) -> bool:
+        """Whether one character may stand in its place, or be one of those that do."""
+        return not self.value.startswith(f"[^{char}]")
+
+    @property
+    def may_be_nothing(self) -> bool:
+        """Whether it also stands for no character at all."""
+        return self in {Wild.MANY, Wild.MANY_IN_PART, Wild.ALL, Wild.DIRECTORIES}
 
 
 def bad_pattern(custom: Custom, service: str, pattern: str) -> str | None:
@@ -68,6 +79,11 @@ def has_wildcard(pattern: str) -> bool:
     return "*" in pattern or "?" in pattern
 
 
+def matches_name(pattern: str, name: str) -> bool:
+    """Whether a pattern of agents' names matches one. They have no segments."""
+    return bool(compile_patterns(Custom.ACTION, "", (pattern,))(name))
+
+
 @lru_cache(maxsize=16384)
 def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) -> Matcher:
     """One matcher for a list of patterns that `bad_pattern` has nothing against."""
@@ -75,13 +91,13 @@ def compile_patterns(custom: Custom, service: str, patterns: tuple[str, ...]) ->
     prefixes: list[str] = []
     others: list[Matcher] = []
     for pattern in patterns:
-        tokens = _tokens(custom, service, pattern)
+        tokens = tokens_of(custom, service, pattern)
         match tokens:
-            case [_Wild.ALL]:
+            case [Wild.ALL]:
                 return _anything
             case [str(literal)]:
                 exact.add(literal)
-            case [str(literal), _Wild.ALL]:
+            case [str(literal), Wild.ALL]:
                 prefixes.append(literal)
             case _:
                 others.append(_matcher(tokens))
@@ -92,25 +108,25 @@ def _anything(_value: str) -> bool:
     return True
 
 
-def _tokens(custom: Custom, service: str, pattern: str) -> list[str | _Wild]:
-    """The pattern as literals (joined) and wildcards."""
+def tokens_of(custom: Custom, service: str, pattern: str) -> list[str | Wild]:
+    """A pattern as literals (joined) and wildcards."""
     if custom is Custom.ACTION or (custom is Custom.RESOURCE and service == "aws" and pattern == "*"):
         # In IAM a lone * as the resource is everything; as a path it would not even match a key in a bucket.
-        return _joined(pattern, 0, one=_Wild.ONE_OF_ALL, many=_Wild.ALL, all_=_Wild.ALL)
+        return _joined(pattern, 0, one=Wild.ONE_OF_ALL, many=Wild.ALL, all_=Wild.ALL)
     if custom is Custom.RESOURCE and pattern.startswith("arn:"):
         head = ":".join(pattern.split(":", 5)[:5]) + ":"
-        first = _joined(head, 0, one=_Wild.ONE_IN_PART, many=_Wild.MANY_IN_PART, all_=_Wild.MANY_IN_PART)
-        rest = _joined(pattern, len(head), one=_Wild.ONE_OF_ALL, many=_Wild.ALL, all_=_Wild.ALL)
+        first = _joined(head, 0, one=Wild.ONE_IN_PART, many=Wild.MANY_IN_PART, all_=Wild.MANY_IN_PART)
+        rest = _joined(pattern, len(head), one=Wild.ONE_OF_ALL, many=Wild.ALL, all_=Wild.ALL)
         if rest and isinstance(rest[0], str) and isinstance(first[-1], str):
             return [*first[:-1], first[-1] + rest[0], *rest[1:]]
         return first + rest
-    return _joined(pattern, 0, one=_Wild.ONE, many=_Wild.MANY, all_=_Wild.ALL, directories=True)
+    return _joined(pattern, 0, one=Wild.ONE, many=Wild.MANY, all_=Wild.ALL, directories=True)
 
 
 def _joined(
-    pattern: str, start: int, *, one: _Wild, many: _Wild, all_: _Wild, directories: bool = False
-) -> list[str | _Wild]:
-    found: list[str | _Wild] = []
+    pattern: str, start: int, *, one: Wild, many: Wild, all_: Wild, directories: bool = False
+) -> list[str | Wild]:
+    found: list[str | Wild] = []
     at = literal = start
     while at < len(pattern):
         if pattern[at] not in "*?":
@@ -119,7 +135,7 @@ def _joined(
         if literal < at:
             found.append(pattern[literal:at])
         if directories and pattern.startswith("**/", at) and (at == 0 or pattern[at - 1] == "/"):
-            found.append(_Wild.DIRECTORIES)
+            found.append(Wild.DIRECTORIES)
             at += 3
         elif pattern.startswith("**", at):
             found.append(all_)
@@ -133,13 +149,13 @@ def _joined(
     return found
 
 
-def _matcher(tokens: Sequence[str | _Wild]) -> Matcher:
-    wild = [token for token in tokens if isinstance(token, _Wild)]
-    if wild == [_Wild.MANY]:
+def _matcher(tokens: Sequence[str | Wild]) -> Matcher:
+    wild = [token for token in tokens if isinstance(token, Wild)]
+    if wild == [Wild.MANY]:
         return _one_star(tokens)
-    if all(token is _Wild.ALL for token in wild):
+    if all(token is Wild.ALL for token in wild):
         return _only_all(tokens)
-    source = "".join(token.value if isinstance(token, _Wild) else re2.escape(token) for token in tokens)
+    source = "".join(token.value if isinstance(token, Wild) else re2.escape(token) for token in tokens)
     options = re2.Options()
     options.log_errors = False
     matches: Matcher = re2.compile(f"(?s){source}", options).fullmatch
@@ -150,7 +166,7 @@ def _matcher(tokens: Sequence[str | _Wild]) -> Matcher:
 # for each. With 10,000 agents' patterns in memory, that is what a decision waits for.
 
 
-def _one_star(tokens: Sequence[str | _Wild]) -> Matcher:
+def _one_star(tokens: Sequence[str | Wild]) -> Matcher:
     """`a*b`, the star inside one segment: the commonest of all (`feature/*`, `*.csv`)."""
     before, after = _ends(tokens)
 
@@ -169,7 +185,7 @@ def _one_star(tokens: Sequence[str | _Wild]) -> Matcher:
     return star if after else prefix
 
 
-def _only_all(tokens: Sequence[str | _Wild]) -> Matcher:
+def _only_all(tokens: Sequence[str | Wild]) -> Matcher:
     """Literals with wildcards between them that match everything: each literal at its first place is enough."""
     before, after = _ends(tokens)
     inner = tuple(token for token in tokens[bool(before) : len(tokens) - bool(after)] if isinstance(token, str))
@@ -188,7 +204,7 @@ def _only_all(tokens: Sequence[str | _Wild]) -> Matcher:
     return crossing
 
 
-def _ends(tokens: Sequence[str | _Wild]) -> tuple[str, str]:
+def _ends(tokens: Sequence[str | Wild]) -> tuple[str, str]:
     """The literals that the pattern begins and ends with, or ""."""
     first, last = tokens[0], tokens[-1]
     return first if isinstance(first, str) else "", last if isinstance(last, str) else ""

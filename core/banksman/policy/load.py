@@ -8,44 +8,53 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
 from banksman.canonical import canonical
 from banksman.errors import InvalidPolicy
+from banksman.policy.conditions import Comparison, ConditionError, Scalar, comparisons
 from banksman.policy.document import Path, read, spell
+from banksman.policy.globs import has_wildcard
 from banksman.policy.model import (
     AgentPart,
     AllowRule,
     ApprovalRule,
     ApproversPart,
     BudgetPart,
+    FreezePart,
     GuardrailsPart,
     NeverRule,
     PatternError,
     PolicyFile,
+    RulesPart,
+    SchedulePart,
 )
-from banksman.policy.rules import EFFECTS, GUARDRAILS, AgentPolicy, Budget, Effect, Policy, Rule
+from banksman.policy.nearest import nearest
+from banksman.policy.rules import (
+    EFFECTS,
+    EVERY_SERVICE,
+    FREEZE,
+    GUARDRAILS,
+    USE,
+    AgentPolicy,
+    Budget,
+    Effect,
+    Policy,
+    Rule,
+    by_literals,
+)
+from banksman.policy.schedules import DAYS, Schedule
 from banksman.policy.verdict import Approvers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from pydantic_core import ErrorDetails
 
 MAX_EVENT_TEXT = 7_500_000
 """Bytes of the normalised text inside a `policy.loaded` event (8 MiB on Kafka, with the event's other fields)."""
-
-LATER = {
-    "when": "conditions (`when`)",
-    "expr": "conditions (`expr`)",
-    "use": "shared rule sets (`use`)",
-    "rules": "shared rule sets (`rules`)",
-    "schedule": "schedules",
-    "schedules": "schedules",
-    "freeze": "freeze windows",
-}
-"""Keys that a later version of the format gives a meaning: a file that has one is refused, never half obeyed."""
-
 
 class Loaded(NamedTuple):
     """A policy and the whole normalised text that it is. `load(text.encode())` gives the same policy and version."""
@@ -56,13 +65,38 @@ class Loaded(NamedTuple):
 
 def load(raw: bytes, file: str = "policy") -> Loaded:
     """InvalidPolicy: the first thing that is wrong, by line; and how many more there are."""
-    document, lines = read(raw, file)
+    written, lines, wrong = checked(raw, file)
+    if written is None:
+        first, more = wrong[0], len(wrong) - 1
+        if more:
+            raise InvalidPolicy(f"{first.message} (and {more} more)", file=file, line=first.line, key=first.key)
+        raise first
+    return finished(written, lines, file)
+
+
+def checked(raw: bytes, file: str) -> tuple[PolicyFile | None, dict[Path, int], list[InvalidPolicy]]:
+    """-> (what is written, the line of each of its values, all that is wrong with it, by line)."""
+    try:
+        document, lines = read(raw, file)
+    except InvalidPolicy as error:
+        return None, {}, [error]
     if not isinstance(document, dict):
-        raise InvalidPolicy("a policy is a mapping that begins with `project:`", file=file, line=1)
+        return None, lines, [InvalidPolicy("a policy is a mapping that begins with `project:`", file=file, line=1)]
     try:
         written = PolicyFile.model_validate(document)
     except ValidationError as error:
-        raise _first(error, document, lines, file) from None
+        places = sorted({place_of(detail, document, lines) for detail in error.errors()}, key=lambda one: one[0])
+        by_path = {(line, path): message for line, path, message in reversed(places)}
+        wrong = [InvalidPolicy(message, file=file, line=line, key=spell(path)) for (line, path), message in by_path.items()]
+        return None, lines, sorted(wrong, key=lambda one: one.line)
+    return written, lines, []
+
+
+def finished(written: PolicyFile, lines: dict[Path, int], file: str) -> Loaded:
+    """What is written as a policy. InvalidPolicy: it names what is not there, or is too large."""
+    wrong = next(_unknown_names(written), None)
+    if wrong is not None:
+        raise InvalidPolicy(wrong[1], file=file, line=_line(wrong[0], lines), key=spell(wrong[0]))
     text = normal_text(written)
     if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_EVENT_TEXT:
         raise InvalidPolicy("the policy is too large to be published; split the project", file=file, line=1)
@@ -74,7 +108,7 @@ def normal_text(written: PolicyFile) -> str:
 
     The order of rules stays, although it means nothing either: rule ids count from the top of their list.
     """
-    return canonical(_without_empty(written.model_dump(mode="json", exclude_defaults=True))).decode()
+    return canonical(_without_empty(written.model_dump(mode="json", exclude_defaults=True, by_alias=True))).decode()
 
 
 def version_of(project: str, number: int | None, text: str) -> str:
@@ -101,8 +135,16 @@ def _policy(written: PolicyFile, text: str) -> Policy:
         shadow=written.mode == "shadow",
         owner=written.owner,
         channel=written.notify.channel if written.notify else None,
-        guardrails=_rules(GUARDRAILS, written.guardrails, guardrail=True),
+        guardrails=_rules(GUARDRAILS, written.guardrails, guardrail=True) + _freezes(written.freeze),
         agents={name: _agent(name, part) for name, part in written.agents.items()},
+        patterns=tuple(sorted(filter(has_wildcard, written.agents), key=by_literals)),
+        sets={name: _rules(f"{USE}/{name}", part) for name, part in written.rules.items()},
+        schedules={name: _schedule(part) for name, part in written.schedules.items()},
+        subjects={
+            type_: {one: {name: _attribute(value) for name, value in said.items()} for one, said in several.items()}
+            for type_, several in written.subjects.items()
+        },
+        claims=tuple(written.claims),
     )
 
 
@@ -113,7 +155,38 @@ def _agent(name: str, part: AgentPart) -> AgentPolicy:
         budget=_budget(part.budget),
         on_loop=part.detect.loops.on_alert,
         on_anomaly=part.detect.anomalies.on_alert,
+        mode=part.mode,
+        use=tuple(part.use),
     )
+
+
+def _schedule(part: SchedulePart) -> Schedule:
+    days = tuple(sorted(map(DAYS.index, part.days or ())))
+    return Schedule(part.timezone, days, part.since, part.until, part.begins, part.ends)
+
+
+def _freezes(parts: list[FreezePart]) -> tuple[Rule, ...]:
+    """Guardrails about everything, or all of some services, that does not surely only read."""
+    return tuple(
+        Rule(
+            f"{FREEZE}/{at}" if part.services is None else f"{FREEZE}/{at}/{service}",
+            "never" if part.then == "deny" else "require_approval",
+            service,
+            ("*",),
+            None,
+            None,
+            approvers=_approvers(part.approvers),
+            guardrail=True,
+            when=Comparison("time", "during", tuple(part.during)),
+            freeze=True,
+        )
+        for at, part in enumerate(parts)
+        for service in part.services or [EVERY_SERVICE]
+    )
+
+
+def _attribute(value: Scalar | list[Scalar]) -> Scalar | tuple[Scalar, ...]:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _budget(part: BudgetPart | None) -> Budget | None:
@@ -122,7 +195,7 @@ def _budget(part: BudgetPart | None) -> Budget | None:
     return Budget(part.daily_tokens, part.daily_cost_usd, part.alert_threshold, part.on_exhausted, part.timezone)
 
 
-def _rules(owner: str, part: AgentPart | GuardrailsPart, *, guardrail: bool = False) -> tuple[Rule, ...]:
+def _rules(owner: str, part: RulesPart | GuardrailsPart, *, guardrail: bool = False) -> tuple[Rule, ...]:
     return tuple(
         _rule(f"{owner}/{effect}/{at}", effect, rule, guardrail=guardrail)
         for effect in EFFECTS
@@ -141,6 +214,8 @@ def _rule(rule_id: str, effect: Effect, rule: NeverRule, *, guardrail: bool) -> 
         tier=rule.tier if isinstance(rule, AllowRule) else None,
         approvers=_approvers(rule.approvers) if isinstance(rule, ApprovalRule) else None,
         guardrail=guardrail,
+        when=rule.condition,
+        shadow=rule.mode == "shadow",
     )
 
 
@@ -152,25 +227,73 @@ def _approvers(part: ApproversPart | None) -> Approvers | None:
 # ── what is wrong, and where ──
 
 
-def _first(error: ValidationError, document: Any, lines: dict[Path, int], file: str) -> InvalidPolicy:
-    found = sorted((_place(detail, document, lines) for detail in error.errors()), key=lambda one: one[0])
-    line, path, message = found[0]
-    more = len({(line, path) for line, path, _ in found}) - 1
-    if more:
-        message += f" (and {more} more)"
-    return InvalidPolicy(message, file=file, line=line, key=spell(path))
+def _unknown_names(written: PolicyFile) -> Iterator[tuple[Path, str]]:
+    """Where a schedule or a set of rules is named that there is not, in the order of the file's keys."""
+    for at, freeze in enumerate(written.freeze):
+        for place, name in enumerate(freeze.during):
+            if name not in written.schedules:
+                yield ("freeze", at, "during", place), _no(name, "schedule", written.schedules)
+    parts: list[tuple[Path, RulesPart | GuardrailsPart]] = [(("guardrails",), written.guardrails)]
+    parts += [(("rules", name), part) for name, part in written.rules.items()]
+    parts += [(("agents", name), part) for name, part in written.agents.items()]
+    for path, part in parts:
+        for place, name in enumerate(part.use if isinstance(part, AgentPart) else ()):
+            if name not in written.rules:
+                yield (*path, "use", place), _no(name, "set of rules", written.rules)
+        for effect in EFFECTS:
+            for at, rule in enumerate(getattr(part, effect, ())):
+                for said in comparisons(rule.condition):
+                    for name in said.operand if said.op == "during" else ():
+                        if name not in written.schedules:
+                            yield (*path, effect, at, "when"), _no(name, "schedule", written.schedules)
 
 
-def _place(detail: ErrorDetails, document: Any, lines: dict[Path, int]) -> tuple[int, Path, str]:
+def _no(name: str, what: str, known: Iterable[str]) -> str:
+    return f"{name!r} is no {what} of this file{nearest(name, known)}"
+
+
+def _line(path: Path, lines: dict[Path, int]) -> int:
+    while path not in lines and path:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def place_of(
+    detail: ErrorDetails, document: Any, lines: dict[Path, int], model: Any = None
+) -> tuple[int, Path, str]:
+    """(line, path, message) of one thing that pydantic found in a document of that model (else a policy)."""
     cause = detail.get("ctx", {}).get("error")
     path = tuple(step for step in detail["loc"] if step != "[key]")
+    while path and _at(document, path[:-1]) is None:  # the name of a model in a union is no step of the document
+        path = path[:-1]
     if isinstance(cause, PatternError):
         written = _at(document, (*path, cause.key))
         path = (*path, cause.key, written.index(cause.pattern))
-    known = path
-    while known not in lines and known:
-        known = known[:-1]
-    return lines.get(known, 1), path, _message(detail, _at(document, path), path)
+    if isinstance(cause, ConditionError):
+        path = (*path, *cause.path)
+    return _line(path, lines), path, _message(detail, _at(document, path), path, model or PolicyFile)
+
+
+def _keys_at(model: Any, path: Path) -> tuple[str, ...]:
+    """The keys of the mapping at a place of the format."""
+    is_name = False  # what comes next is the name of an agent, a set, a schedule
+    for step in path:
+        if is_name or isinstance(step, int):
+            is_name = False
+            continue
+        named = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        if step not in named:
+            return ()
+        is_name, model = get_origin(named[step]) is dict, _innermost(named[step])
+        if model is None:
+            return ()
+    return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+def _innermost(type_: Any) -> Any:
+    """The model that a field holds, in a list or by name, or itself."""
+    inner = [_innermost(one) for one in get_args(type_)]
+    return next((one for one in inner if hasattr(one, "model_fields")), type_ if hasattr(type_, "model_fields") else None)
 
 
 def _at(document: Any, path: Path) -> Any:
@@ -182,14 +305,11 @@ def _at(document: Any, path: Path) -> Any:
     return document
 
 
-def _message(detail: ErrorDetails, value: Any, path: Path) -> str:
+def _message(detail: ErrorDetails, value: Any, path: Path, model: Any) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
-            later = LATER.get(str(path[-1]))
-            if later:
-                return f"{later} are not supported yet: the file is refused rather than half obeyed"
-            return "is not a key of the format here"
+            return f"is not a key of the format here{nearest(path[-1], _keys_at(model, path[:-1]))}"
         case "missing":
             return "is missing"
         case "string_type" if isinstance(value, int | float):

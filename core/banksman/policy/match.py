@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from banksman.policy.verbs import is_read_only
+from banksman.policy.catalogue import is_read_only
 from banksman.policy.verdict import ASK, FREE, LOGGED, NEVER, Approvers, Outcome, Reason, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from banksman.policy.rules import Policy, Rule
 
@@ -37,29 +37,31 @@ def judge(
     action: str,
     matched: Sequence[Rule],
     missing: Sequence[Rule],
+    unsure: Collection[Rule] = (),
     *,
     otherwise: Reason = Reason.DEFAULT_DENY,
 ) -> Ruling:
     """The answer when `matched` match and `missing` (never and require_approval) would, had the operation named its
-    branch or resource. Both with guardrails first, in the order of the file. `otherwise`: why, when nothing matches.
+    branch or resource. Both with guardrails first, in the order of the file. `unsure`: those that match because whether their
+    condition holds cannot be worked out. `otherwise`: why, when nothing matches.
     """
-    said = _combine(service, action, matched, missing, otherwise)
+    by = _Combining(service, action, unsure, otherwise)
+    in_force = [rule for rule in matched if not rule.shadow], [rule for rule in missing if not rule.shadow]
+    said = by(*in_force)
     shadow: Outcome | None = None
-    if policy.shadow:
+    if policy.is_shadow(agent):
         # Shadow never covers guardrails: what they say alone is in force, the rest is only noted.
-        held = _combine(
-            service,
-            action,
-            [rule for rule in matched if rule.guardrail],
-            [rule for rule in missing if rule.guardrail],
-            otherwise,
-        )
+        held = by(*([rule for rule in rules if rule.guardrail] for rules in in_force))
         if held.reason is otherwise:
             said, shadow = said._replace(decision="allow", approvers=()), said.decision
         elif held.decision != said.decision:
             said, shadow = held, said.decision
         else:
             said = held
+    elif len(in_force[0]) + len(in_force[1]) < len(matched) + len(missing):
+        noted = by(matched, missing)
+        if noted.decision != said.decision:
+            shadow = noted.decision
     ids = tuple(rule.id for rule in matched)
     return Ruling(
         said.decision, said.tier, said.rule, said.reason, ids, said.approvers, shadow,
@@ -73,29 +75,47 @@ def refuse(policy: Policy, agent: str, reason: Reason) -> Ruling:
     In shadow mode it is only noted, unless the policy has guardrails: a spelling that cannot be matched may be one of
     what they forbid.
     """
-    covered = policy.shadow and not policy.guardrails
+    covered = policy.is_shadow(agent) and not policy.guardrails
     return Ruling(
         "allow" if covered else "deny", NEVER, None, reason, (), (), "deny" if covered else None,
         policy.project, policy.version, policy.owner_of(agent),
     )  # fmt: skip
 
 
-def _combine(service: str, action: str, matched: Sequence[Rule], missing: Sequence[Rule], otherwise: Reason) -> _Judged:
-    for rule in matched:
-        if rule.effect == "never":
-            return _Judged("deny", NEVER, rule.id, Reason.GUARDRAIL if rule.guardrail else Reason.NEVER)
-    if missing:
-        return _Judged("deny", NEVER, missing[0].id, Reason.INCOMPLETE_OPERATION)
-    asking = [rule for rule in matched if rule.effect == "require_approval"]
-    if asking:
-        # Every matching rule's approvers are asked for, so that the order of rules cannot pick the easier one.
-        wanted = sorted({rule.approvers or _NOBODY_IN_PARTICULAR for rule in asking}, key=_as_tuple)
-        return _Judged("approve", ASK, asking[0].id, Reason.APPROVAL_REQUIRED, tuple(wanted))
-    allowing = [(allow_tier(rule, service, action), rule) for rule in matched]
-    if allowing:
-        tier = max(tier for tier, _ in allowing)
-        return _Judged("allow", tier, next(rule.id for at, rule in allowing if at == tier), Reason.ALLOWED)
-    return _Judged("deny", NEVER, None, otherwise)
+class _Combining(NamedTuple):
+    """`never` > left out > `require_approval` > `allow`."""
+
+    service: str
+    action: str
+    unsure: Collection[Rule]
+    otherwise: Reason
+
+    def __call__(self, matched: Sequence[Rule], missing: Sequence[Rule]) -> _Judged:
+        forbidding = self._surest(rule for rule in matched if rule.effect == "never")
+        if forbidding:
+            rule = forbidding[0]
+            return _Judged("deny", NEVER, rule.id, self._why(rule, Reason.GUARDRAIL if rule.guardrail else Reason.NEVER))
+        if missing:
+            return _Judged("deny", NEVER, missing[0].id, Reason.INCOMPLETE_OPERATION)
+        asking = self._surest(rule for rule in matched if rule.effect == "require_approval")
+        if asking:
+            # Every matching rule's approvers are asked for, so that the order of rules cannot pick the easier one.
+            wanted = sorted({rule.approvers or _NOBODY_IN_PARTICULAR for rule in asking}, key=_as_tuple)
+            return _Judged("approve", ASK, asking[0].id, self._why(asking[0], Reason.APPROVAL_REQUIRED), tuple(wanted))
+        allowing = [(allow_tier(rule, self.service, self.action), rule) for rule in matched]
+        if allowing:
+            tier = max(tier for tier, _ in allowing)
+            return _Judged("allow", tier, next(rule.id for at, rule in allowing if at == tier), Reason.ALLOWED)
+        return _Judged("deny", NEVER, None, self.otherwise)
+
+    def _surest(self, rules: Iterable[Rule]) -> list[Rule]:
+        """Those that surely match first: a reason that is plain goes before one that nobody could work out."""
+        return sorted(rules, key=lambda rule: rule in self.unsure)
+
+    def _why(self, rule: Rule, plain: Reason) -> Reason:
+        if rule in self.unsure:
+            return Reason.CONDITION_ERROR
+        return Reason.FREEZE if rule.freeze and rule.effect == "never" else plain
 
 
 def _as_tuple(approvers: Approvers) -> tuple[tuple[str, ...], int, int]:

@@ -2,14 +2,15 @@
 
 A pattern is only worth something if the thing it names can be written in one way. So nothing is repaired here (a
 repaired `a/../b` is the start of every traversal); what is not in its one spelling is not matched but denied. The
-single exception is what the service itself folds: the case of AWS actions.
+single exception is what the service itself folds: the case of an AWS action, an HTTP method, an SQL command.
 
 What is refused, in all four fields: control and invisible characters (Unicode Cc, Cf, Cs, Zl, Zp, and what fonts do not
 draw), text that is not NFC, `%` escapes, backslashes, white space at an end, the empty string. In resources and branches,
 read as paths: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an empty
 sixth part, and in the sixth part, whose keys are opaque, only `.` and `..` segments. In the host of a URL (`https://…`) or of
 a resource of the service `http`: upper case, empty labels, a trailing dot, user names, a query, wildcards in what is asked
-(a pattern may have them), IP addresses and ports that are not written as everybody writes them. In branches: what git
+(a pattern may have them), IP addresses and ports that are not written as everybody writes them. In git's repositories: addresses
+(`https://…`, `git@…:…`) and what ends in `.git`. In branches: what git
 takes for a way to name another one (`refs/heads/main`, `HEAD`, `HEAD:main`, `+main`, `main~0`).
 """
 
@@ -18,10 +19,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 MAX_SERVICE = 128
 MAX_ACTION = 256
@@ -29,7 +27,8 @@ MAX_RESOURCE = 4096
 MAX_BRANCH = 1024
 """Characters; beyond, the answer is `too_long`. A pattern may not be longer either."""
 
-FOLDS_ACTIONS = frozenset({"aws"})
+_FOLDS: dict[str, Callable[[str], str]] = {"aws": str.lower, "http": str.upper, "postgres": str.lower}
+FOLDS_ACTIONS = frozenset(_FOLDS)
 """Services whose actions mean the same in any case."""
 
 HOST_SERVICES = frozenset({"http"})
@@ -56,6 +55,9 @@ _DEFAULT_PORT = {"https": ":443", "http": ":80"}
 # Possessive (`*+`): they never go back, so a long value costs its length and no more.
 _SEGMENT = r"[A-Za-z0-9_@+=,~#:$(][A-Za-z0-9_.@+=,~#:$() -]*+"
 PLAIN_PATH = re.compile(rf"/?(?!(?i:arn|https?|wss?|ftp|file):){_SEGMENT}(?:/{_SEGMENT})*+(?<! )").fullmatch
+PLAIN_REPOSITORY = re.compile(
+    r"(?!.*\.git(?:/|\Z))[A-Za-z0-9_@+=,~#$(][A-Za-z0-9_.@+=,~#$() -]*+(?:/[A-Za-z0-9_@+=,~#$(][A-Za-z0-9_.@+=,~#$() -]*+)*+(?<! )"
+).fullmatch
 _PART = r"[A-Za-z0-9_=,#$(][A-Za-z0-9_.=,#$()-]*+"
 PLAIN_BRANCH = re.compile(rf"(?!refs/|heads/|HEAD\Z){_PART}(?:/{_PART})*+").fullmatch
 PLAIN_ARN = re.compile(
@@ -69,12 +71,13 @@ def plain_resource(service: str) -> Callable[[str], object]:
     """The fast check for resources of this service: truthy means canonical, falsy means ask `bad_resource`."""
     if service in HOST_SERVICES:
         return _never_plain
-    return PLAIN_ARN if service == "aws" else PLAIN_PATH
+    return {"aws": PLAIN_ARN, "git": PLAIN_REPOSITORY}.get(service, PLAIN_PATH)
 
 
 def fold_action(service: str, action: str) -> str:
     """The action in the spelling that is matched. Only ASCII is folded: no other letter becomes an ASCII one."""
-    return action.lower() if service in FOLDS_ACTIONS and action.isascii() else action
+    fold = _FOLDS.get(service)
+    return fold(action) if fold is not None and action.isascii() else action
 
 
 def bad_text(text: str) -> str | None:
@@ -103,6 +106,8 @@ def bad_resource(service: str, resource: str, *, pattern: bool = False) -> str |
     wrong = bad_text(resource)
     if wrong:
         return wrong
+    if service == "git" and (wrong := _bad_repository(resource)):
+        return wrong
     if resource.startswith("arn:"):
         return _bad_arn(resource)
     url = _URL(resource)
@@ -113,6 +118,15 @@ def bad_resource(service: str, resource: str, *, pattern: bool = False) -> str |
     if service in HOST_SERVICES and not (pattern and resource in {"*", "**"}):
         return _bad_url("", resource, pattern=pattern)
     return _bad_path(resource)
+
+
+def _bad_repository(repository: str) -> str | None:
+    """Every host takes `acme/billing.git`, and an address, for the same repository."""
+    if repository.endswith(".git") or ".git/" in repository:
+        return "ends in .git: a repository is named without it"
+    if ":" in repository:
+        return "is an address: a repository is named as owner/repository, with its host in front where there are several"
+    return None
 
 
 def bad_branch(branch: str, *, pattern: bool = False) -> str | None:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from banksman.policy.verdict import Approvers  # noqa: TC001 - msgspec resolves it when it decodes
+from banksman.policy.conditions import Condition, Scalar  # noqa: TC001 - msgspec resolves it when it decodes
+from banksman.policy.globs import has_wildcard, matches_name
+from banksman.policy.schedules import Schedule  # noqa: TC001
+from banksman.policy.verdict import Approvers  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +21,17 @@ if TYPE_CHECKING:
 Effect = Literal["never", "require_approval", "allow"]
 EFFECTS: tuple[Effect, ...] = ("never", "require_approval", "allow")
 
-GUARDRAILS = "guardrails"
-"""Stands in rule ids where an agent's name would; no agent may be called so."""
+Mode = Literal["enforce", "shadow"]
+
+GUARDRAILS, FREEZE, USE = "guardrails", "freeze", "use"
+"""Stand in rule ids where an agent's name would; no agent may be called so."""
+
+EVERY_SERVICE = "*"
+"""In place of a service: only a freeze window names all of them."""
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One rule of one agent, or one guardrail. `id`: `AGENT/LIST/INDEX`, or `guardrails/LIST/INDEX`, from 0."""
+    """One rule. `id`: `AGENT/LIST/INDEX`, from 0, with `guardrails` or `use/SET` in place of the agent; `freeze/INDEX`."""
 
     id: str
     effect: Effect
@@ -35,6 +43,12 @@ class Rule(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Of an `allow` rule that says so; else the verb decides."""
     approvers: Approvers | None = None
     guardrail: bool = False
+    """Also a freeze window: no rule of an agent lifts it, and shadow does not cover it."""
+    when: Condition | None = None
+    shadow: bool = False
+    """It is only noted what it would do."""
+    freeze: bool = False
+    """A freeze window: about all that does not surely only read."""
 
 
 class Budget(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -48,16 +62,20 @@ class Budget(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 OnAlert = Literal["alert", "pause", "kill"]
+SEVERITY: tuple[OnAlert, ...] = ("alert", "pause", "kill")
 
 
 class AgentPolicy(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What is said about one agent."""
+    """What an entry of `agents` says, of one agent or of all whose names its pattern matches. None: nothing."""
 
     owner: str | None
     rules: tuple[Rule, ...]
     budget: Budget | None
     on_loop: OnAlert
     on_anomaly: OnAlert
+    mode: Mode | None = None
+    use: tuple[str, ...] = ()
+    """The rule sets that it shares."""
 
 
 class Policy(msgspec.Struct, frozen=True, array_like=True):
@@ -69,16 +87,60 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
     owner: str | None
     channel: str | None
     guardrails: tuple[Rule, ...]
+    """Freeze windows among them."""
     agents: dict[str, AgentPolicy]
+    """By name, or by a pattern of names."""
+    patterns: tuple[str, ...] = ()
+    """Those of them that are patterns, the more literal one first."""
+    sets: dict[str, tuple[Rule, ...]] = {}
+    schedules: dict[str, Schedule] = {}
+    subjects: dict[str, dict[str, dict[str, Scalar | tuple[Scalar, ...]]]] = {}
+    """Of whom others ask: type -> id -> what the policy says of them."""
+    claims: tuple[str, ...] = ()
+    """Attributes that whoever asks is believed about."""
+
+    def entries_of(self, agent: str) -> list[AgentPolicy]:
+        """Every entry about an agent: its own first, then patterns, the more literal one first."""
+        own = self.agents.get(agent)
+        found = [] if own is None or has_wildcard(agent) else [own]
+        return found + [self.agents[name] for name in self.patterns if matches_name(name, agent)]
+
+    def of(self, agent: str) -> AgentPolicy | None:
+        """All that is said about an agent as one entry. The rules of all entries hold; owner, budget and mode are those of the
+        first that has one, what an alert does is the strictest. None: the policy does not know the agent.
+        """
+        entries = self.entries_of(agent)
+        if len(entries) < 2 and not (entries and entries[0].use):
+            return entries[0] if entries else None
+        sets = dict.fromkeys(name for entry in entries for name in entry.use)
+        return AgentPolicy(
+            owner=next((one.owner for one in entries if one.owner is not None), None),
+            rules=tuple(rule for entry in entries for rule in entry.rules)
+            + tuple(rule for name in sets for rule in self.sets[name]),
+            budget=next((one.budget for one in entries if one.budget is not None), None),
+            on_loop=max((one.on_loop for one in entries), key=SEVERITY.index),
+            on_anomaly=max((one.on_anomaly for one in entries), key=SEVERITY.index),
+            mode=next((one.mode for one in entries if one.mode is not None), None),
+        )
 
     def rules_of(self, agent: str) -> Iterator[Rule]:
         """Every rule that binds the agent: guardrails first, then its own. An unknown agent has the guardrails."""
         yield from self.guardrails
-        known = self.agents.get(agent)
+        known = self.of(agent)
         if known is not None:
             yield from known.rules
 
     def owner_of(self, agent: str) -> str | None:
         """Who answers for the agent: its own owner, else the project's."""
-        known = self.agents.get(agent)
+        known = self.of(agent)
         return (known.owner if known is not None else None) or self.owner
+
+    def is_shadow(self, agent: str) -> bool:
+        """Whether what is said about the agent is only noted."""
+        known = self.of(agent)
+        return known.mode == "shadow" if known is not None and known.mode is not None else self.shadow
+
+
+def by_literals(pattern: str) -> tuple[int, str]:
+    """What patterns of names are sorted by: the more characters stand for themselves, the earlier."""
+    return pattern.count("*") + pattern.count("?") - len(pattern), pattern

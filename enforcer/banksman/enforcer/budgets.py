@@ -80,15 +80,15 @@ class Budgets:
     def held(self, project: str, agent: str, partition: int) -> Exhausted | Unknown | None:
         """Why an agent may not go on as its rules say; None: it may."""
         compiled = self._policies.bundle.policies.get(project)
-        known = compiled.policy.agents.get(agent) if compiled is not None else None
+        known = compiled.agent(agent) if compiled is not None else None
         limits = known.budget if known is not None else None
         if compiled is None or limits is None or limits.on_exhausted == "alert":
             return None
         since = self._clock() - self.counted_to.get(partition, -1e9)
         if since > self._stale_s:
-            return Unknown(since if since < 1e8 else None, compiled.policy.shadow)
+            return Unknown(since if since < 1e8 else None, compiled.is_shadow(agent))
         spent = self._spent.get(agent)
-        return None if spent is None else self._exhausted(spent, limits, compiled.policy.shadow)
+        return None if spent is None else self._exhausted(spent, limits, compiled.is_shadow(agent))
 
     def _exhausted(self, spent: dict[str, Spent], limits: Limits, shadow: bool) -> Exhausted | None:
         for unit, limit in (("tokens", limits.daily_tokens), ("usd", limits.daily_cost_usd)):

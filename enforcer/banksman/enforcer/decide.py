@@ -25,12 +25,20 @@ from banksman.enforcer.aside import HEAVY
 from banksman.enforcer.budgets import Exhausted, Unknown, counted
 from banksman.enforcer.callers import REPLAY_HEADER
 from banksman.enforcer.decision import answer_of, held, record_of, spent
-from banksman.enforcer.question import MAX_QUESTION_BYTES, Question, ReplayedQuestion, normal_time, parse
+from banksman.enforcer.question import (
+    MAX_QUESTION_BYTES,
+    Question,
+    ReplayedQuestion,
+    facts_of,
+    normal_time,
+    parse,
+)
 from banksman.enforcer.record import SERVICE, stamp
 from banksman.errors import Unavailable
 from banksman.events import DecisionVoid
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
+from banksman.policy.holds import NONE
 from banksman.policy.verdict import Reason
 from banksman.signing import digest_by
 from banksman.stamps import rfc3339_ns, uuid7, uuid7_from
@@ -127,8 +135,9 @@ class Decider:
         """What holds for the question: a control that is in force, a budget that is spent, else the policy. Neither is about
         replays. Problem 503: whether the budget is spent is not known, and only then it would not be denied.
         """
+        facts = NONE if question.args is None and not caller.replay else facts_of(question)
         verdict = self.policies.bundle.decide(
-            caller.project, caller.name, question.service, question.action, question.resource, question.branch
+            caller.project, caller.name, question.service, question.action, question.resource, question.branch, facts
         )
         if caller.replay:
             return verdict
@@ -155,7 +164,9 @@ class Decider:
         """Another value whenever something changed that could change an answer."""
         budget = None if caller.replay else self._budgets.held(caller.project, caller.name, caller.partition)
         told = (budget.unit, budget.then) if isinstance(budget, Exhausted) else isinstance(budget, Unknown)
-        return self._state.generation, self.policies.generation, told
+        policy = self.policies.bundle.policies.get(caller.project)
+        moment = policy.moment(time.time()) if policy is not None else ()
+        return self._state.generation, self.policies.generation, told, moment
 
     def _stands(self, caller: Caller, answer: Answer, generation: object) -> bool:
         if generation != self.generation(caller):

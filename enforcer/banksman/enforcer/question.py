@@ -16,6 +16,7 @@ from banksman import canonical, codec
 from banksman.errors import InvalidInput
 from banksman.events import Name, Uuid  # noqa: TC001 - msgspec resolves them
 from banksman.http_problem import Problem, problem
+from banksman.policy.holds import Facts
 from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
@@ -62,6 +63,15 @@ class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_d
     agent: Name
     project: Name | None = None
     session: Name = "explain"
+    time: str | None = None
+    """When it would be asked, for conditions about the time; absent: now."""
+
+
+def facts_of(question: Question) -> Facts:
+    """What conditions look at besides what the question is about: its arguments, and when it is, or was, asked."""
+    told = getattr(question, "time", None)
+    at = None if told is None else datetime.fromisoformat(normal_time(told, "time")).timestamp()
+    return Facts(question.args, at)
 
 
 def parse(body: bytes, model: type[Q]) -> Q:

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import field
 
 from banksman.policy.normal import fold_action
-from banksman.policy.verbs import is_read_only
+from banksman.policy.catalogue import is_read_only
 from banksman.processors.operation import DIGEST, digest, holds, visible, with_one
 
 if TYPE_CHECKING:

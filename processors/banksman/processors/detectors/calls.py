@@ -33,7 +33,7 @@ from msgspec import field
 
 from banksman import stamps
 from banksman.events import ApiRequest, Decision, DecisionVoid, SessionEnded, SessionStarted, ToolCall, ToolResult
-from banksman.policy.verbs import is_read_only
+from banksman.policy.catalogue import is_read_only
 from banksman.processors.detector import Detector, Severity, Sighting, forgotten
 from banksman.processors.operation import call_of, command, digest, digest_of, label
 

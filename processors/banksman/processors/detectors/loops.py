@@ -30,7 +30,7 @@ from msgspec import field
 
 from banksman import stamps
 from banksman.events import ApiRequest, ModelCall, SessionEnded, ToolCall, ToolResult
-from banksman.policy.verbs import is_read_only
+from banksman.policy.catalogue import is_read_only
 from banksman.processors.detector import MOST, Detector, Sighting, forgotten, tokens_of
 from banksman.processors.operation import arguments_of, call_of, command, digest, holds, label, masked, with_one
 

@@ -73,7 +73,8 @@ class Known:
         try:
             return self._of[project, agent]
         except KeyError:
-            several = [_obeyed(policy, agent) for policy in self._in_force(project) if agent in policy.agents]
+            obeyed = (_obeyed(policy, agent) for policy in self._in_force(project))
+            several = [one for one in obeyed if one is not None]
             found = self._of[project, agent] = _strictest(several) if several else None
             return found
 
@@ -84,7 +85,7 @@ class Known:
 
     def version_of(self, project: str, agent: str) -> str | None:
         """The policy that an agent goes by; where several are in force, one of them."""
-        named = [policy.version for policy in self._in_force(project) if agent in policy.agents]
+        named = [policy.version for policy in self._in_force(project) if policy.of(agent) is not None]
         return named[-1] if named else None
 
     def changed(self) -> set[str]:
@@ -199,10 +200,10 @@ class Known:
                 await asyncio.sleep(bus.RETRY_S)
 
 
-def _obeyed(policy: Policy, agent: str) -> AgentPolicy:
+def _obeyed(policy: Policy, agent: str) -> AgentPolicy | None:
     """What a policy says of an agent, as far as anything is done about it: in shadow mode nothing is."""
-    said = policy.agents[agent]
-    if not policy.shadow:
+    said = policy.of(agent)
+    if said is None or not policy.is_shadow(agent):
         return said
     budget = said.budget and msgspec.structs.replace(said.budget, on_exhausted="alert")
     return msgspec.structs.replace(said, budget=budget, on_loop="alert", on_anomaly="alert")
