@@ -29,10 +29,12 @@ GOOD = [
     ("web", "s3://bucket/key"), ("http", "api.acme.example/v1"), ("http", "api.acme.example:8080"), ("http", "/v1/x"),
     ("aws", "arn:aws:s3:::b/k"), ("aws", "arn:aws:s3:::b//k/"), ("aws", "arn:aws:s3:::b/.k/..k/k.."),
     ("aws", "arn:aws:iam::123456789012:user/ann"), ("aws", "arn:aws:logs:eu-west-1:1:log-group:/aws/x:*"[:-2]),
-    ("git", "arn:aws:s3:::b/k"), ("aws", "bucket/key"),
+    ("other", "arn:aws:s3:::b/k"), ("aws", "bucket/key"), ("git", "acme/git"), ("git", "github.com/acme/billing"),
 ]  # fmt: skip
 
 BAD = [
+    ("git", "acme/billing.git", "without it"), ("git", "acme/billing.git/x", "without it"), ("git", "arn:aws:s3:::b/k", "address"),
+    ("git", "https://github.com/acme/billing", "is an address"), ("git", "git@github.com:acme/billing", "is an address"),
     ("git", "", "is empty"), ("git", "/acme/", "empty segment"), ("git", "//acme", "empty segment"),
     ("git", "acme//x", "empty segment"), ("git", "acme/", "empty segment"), ("git", ".", ". or .. segment"),
     ("git", "..", ". or .. segment"), ("git", "a/..", ". or .. segment"), ("git", "/../a", ". or .. segment"),
