@@ -49,6 +49,10 @@ JSON = {
     "sql": "`{columns: [{name, type}], rows, rows_read, took_ms}` as [`POST /v1/sql`](http-console.md#sql) answers.",
     "agents": "`{agents: [as in GET /v1/agents of the console]}`; without the read side what it alone knows is null (exit code 4). "
     "`add`, `rotate`: `{agent, project, owner, token}`, or with `--out` `out` (the file) instead of `token`.",
+    "policy": "`lint --format json`: `{findings: [{level, code, message, mend, file, line, rule}]}`. `test`: `{files: [{file, policy_version, "
+    "cases: [{test, agent, operation, line, decision, rule, reason, wrong}], uncovered: [rule]}], coverage}`. `explain`: as "
+    "[`POST /v1/explain`](http-enforcer.md) answers. `diff`: `{changes: [{agent, service, action, resource, branch, under, before, after, kind}], "
+    "settings: [{about, what, before, after}]}`.",
     "operators": "`{name, roles, token}`, or with `--out` `out` instead of `token`.",
     "migrate": "`{topics, migrations, dry_run}`, names of what was (or would be) made; `list`: `{migrations: [{number, name, sha256, ran}]}`.",
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from banksman.policy import normal
-from banksman.policy.load import LATER
-from banksman.policy.catalogue import READ_ONLY, READ_ONLY_AWS, READ_ONLY_WORDS
+from banksman.policy.catalogue import READ_ONLY_AWS, READ_ONLY_WORDS, SERVICES
+from banksman.policy.lint import CODES
 from banksman.policy.verdict import MEANING
+
+MOST_VERBS = 60
 
 FORMAT = """# Policy
 
@@ -56,7 +58,84 @@ next request. `detect`: what an alert does besides telling: `kill` ends the sess
 resumes it. `notify.channel`: where in Slack the project's alerts go.
 
 `approvers`: `min` of the people in `any` have to say yes, within `expires`; without `any` it is anybody with the role approver. In this
-version the names in `any` are those of operators: a group, as in the example above, can be approved by nobody yet. Not in this version, and refused: """
+version the names in `any` are those of operators: a group, as in the example above, can be approved by nobody yet.
+
+Editors check and complete the format by its JSON Schema: `banksman policy schema > policy.schema.json`, and in the file
+`# yaml-language-server: $schema=policy.schema.json`. What is wrong with a policy, and what is likely to be, says
+[`banksman policy lint`](#lint).
+
+## Groups of agents, and rules that they share
+
+```yaml
+project: billing-automation
+rules:
+  read-the-repositories:
+    allow: [{service: git, actions: [pull, log], resources: ["acme/*"]}]
+agents:
+  "claude-invoice-*":            # every agent whose name matches; * and ? as in actions
+    use: [read-the-repositories]
+    budget: {daily_tokens: 100000}
+  claude-invoice-01:
+    owner: ann@acme.example
+    allow: [{service: git, actions: [push], resources: ["acme/billing"], branches: ["feature/*"]}]
+```
+
+All entries that match an agent hold together: their rules, and those of the sets that they `use`. Owner, budget and mode are those of
+the agent's own entry, else of the matching pattern with the most literal characters that has one; what an alert does is the strictest.
+
+## Conditions
+
+```yaml
+    allow:
+      - service: stripe
+        actions: ["refunds:create"]
+        when: {args.amount: {lt: 500}, args.currency: {in: [usd, eur]}}
+      - service: git
+        actions: [push]
+        when: {any: [{branch: {glob: "feature/**"}}, {all: [{branch: main}, {time: {during: office-hours}}]}]}
+```
+
+Everything in a mapping must hold; `any: [...]`, `all: [...]` and `not: {...}` put conditions together. Attributes:
+
+| attribute | is |
+|---|---|
+| `args.NAME`, `args.NAME.INNER`, `args.LIST.0` | an argument of the action, as it was asked, before anything is redacted |
+| `resource`, `branch`, `action`, `agent` | those of the question, in the spelling that is matched |
+| `time` | when it is asked, by the enforcer's clock |
+| `subject.NAME`, `resource.NAME`, `context.NAME` | what the policy says under `subjects`, else what whoever asks says, where `claims` lists it |
+
+| comparison | holds when the attribute |
+|---|---|
+| a plain value, `is: VALUE` | is the value: the same type, the same text or number |
+| a plain list, `in: [VALUES]` | is one of them |
+| `lt`, `lte`, `gt`, `gte` | is a number (`time`: a moment with its zone) below, at most, above, at least |
+| `glob: PATTERN` or a list | is text that a pattern matches; text with more than one spelling (`a/../b`) cannot be worked out |
+| `has: VALUE` or a list | is a list that holds one of them |
+| `exists: true` or `false` | is there; null is as if it was left out |
+| `during: SCHEDULE` or a list (`time` alone) | is within one of the schedules |
+| `not: COMPARISON` or a value or a list | does not compare so |
+| `{attr: OTHER}` in place of a value | compares so with another attribute |
+
+What cannot be worked out (the attribute is missing, or has another type: `5` is no `"5"`) makes an `allow` rule not match, and a
+`never` or `require_approval` rule match, reason `condition_error`. One plain no in `all`, and one plain yes in `any`, decides whatever else
+cannot be worked out.
+
+## Schedules and freezes
+
+```yaml
+schedules:
+  office-hours: {days: [mon, tue, wed, thu, fri], from: "09:00", to: "18:00", timezone: Europe/Berlin}
+  christmas: {begins: "2026-12-19", ends: "2027-01-04T08:00", timezone: Europe/Berlin}
+freeze:
+  - {during: [christmas], services: [git, kubernetes]}              # then: deny (default)
+  - {during: [office-hours], then: approve, approvers: {any: [ann]}}
+```
+
+By the wall clock of `timezone`. A night (`from: "22:00", to: "06:00"`) belongs to the day that it began on. During a freeze whatever is not
+known to read only (the table below; a service that is not in it has nothing that is) is denied, or needs a human's yes where it would
+otherwise be allowed, for every agent: no rule lifts it, and shadow does not cover it. Without `services` it is about all of them. An answer that
+changes because a schedule begins or ends changes on the next request.
+"""
 
 MEANINGS = """
 ## How an operation is decided
@@ -68,11 +147,13 @@ A rule that names `branches` never matches an operation without a branch. But wh
 match if only the operation named its branch or resource, the answer is deny, reason `incomplete_operation`: leaving a field out
 never gets more.
 
-In `shadow` mode the answer is allow and the record says what it would have been; guardrails are enforced all the same.
+In `shadow` mode the answer is allow and the record says what it would have been (`shadow`); guardrails and freezes are enforced all the
+same. `mode` stands in the file, in an entry of `agents` (which goes before the file's), or in one rule: that one is only noted, everything
+else is enforced.
 
 ## Patterns
 
-Matching is exact in case, but for AWS actions. There are no sets, negations or escapes; a pattern that seems to use one is
+Matching is exact in case, but for the actions of `aws`, `http` and `postgres`. There are no sets, negations or escapes; a pattern that seems to use one is
 refused.
 
 | where | `*` and `?` | `**` |
@@ -90,8 +171,40 @@ fewer than six parts, an empty sixth, and `.` or `..` segments in it. In hosts: 
 names, a query right behind the host, wildcards (in what is asked; patterns have them), a scheme's own port, a port with a
 leading zero, an IP address in another form than its usual one (`0xa9fea9fe`, `[::ffff:a9fe:a9fe]`), a URL without its `//`
 (`http:acme.example`). In branches: what git takes for another way to name one (`refs/heads/main`, `heads/main`, `HEAD`, `@`,
-`HEAD:main`, `+main`, `main~0`, `main@{0}`), and wildcards in what is asked.
+`HEAD:main`, `+main`, `main~0`, `main@{0}`), and wildcards in what is asked. In repositories of `git`: addresses (`https://…`,
+`git@…:…`) and what ends in `.git`.
 A pattern that names such a spelling is refused when the file is loaded, because it would never match.
+"""
+
+SERVICES_INTRO = """
+## Services
+
+What is known of services by name. It decides the tier of an `allow` rule that gives none (1 for what only reads, 2 for the rest), what a
+freeze lets pass, and what `lint` takes for a typing error; whether a rule matches it never decides. Services of your own need no entry.
+"""
+
+TESTS = """
+## Tests
+
+`NAME_test.yaml` beside `NAME.yaml`; `banksman policy test` asks the policy everything that it lists.
+
+```yaml
+policy: billing-automation.yaml            # default: the file of the same name without _test
+at: "2026-12-01T10:00:00+01:00"            # the time that it is; each test may have its own
+operations:
+  push a feature: {service: git, action: push, resource: acme/billing, branch: feature/x}
+  push main: {service: git, action: push, resource: acme/billing, branch: main}
+  refund a lot: {service: stripe, action: "refunds:create", args: {amount: 9000}}
+tests:
+  - name: the invoice agent
+    expect:
+      claude-invoice-01: {push a feature: allow, push main: {decision: approve, rule: claude-invoice-01/require_approval/0}}
+      somebody-else: {}
+```
+
+Each agent of `expect` is asked about every operation (or those that the test lists as `operations`), and what is not listed must be
+denied. Expected are a decision, or `decision` with any of `rule`, `reason`, `tier`, `shadow`. Where a policy goes by the time, the file must
+say which. `--coverage 100`: every rule has to decide a case.
 """
 
 VERSIONS = """
@@ -112,27 +225,37 @@ files that say the same have the same hash; `policy.loaded` in `control` holds t
 """
 
 
+def _verbs(several: frozenset[str]) -> str:
+    if len(several) > MOST_VERBS:  # Stripe's: each thing with each verb
+        things, verbs = ({one.partition(":")[at] for one in several} for at in (0, 2))
+        return f"{', '.join(f'`{verb}`' for verb in sorted(verbs))} of {', '.join(f'`{thing}`' for thing in sorted(things))}"
+    return ", ".join(f"`{one}`" for one in sorted(several))
+
+
 def policy_page() -> str:
     """The whole page."""
-    later = ", ".join(f"`{key}`" for key in LATER)
     words = ", ".join(f"`{word}`" for word in sorted(READ_ONLY_WORDS))
     longest = f"service {normal.MAX_SERVICE}, action {normal.MAX_ACTION}, resource {normal.MAX_RESOURCE}, branch {normal.MAX_BRANCH}"
     parts = [
-        f"{FORMAT}{later} (a file with one of these keys does not load: it is never half obeyed).\n",
+        FORMAT,
         MEANINGS,
         f"Longest, in characters: {longest}; beyond: `too_long`.\n",
         "\n## Reasons\n\nThe `reason` of a decision is one of these words, and their meaning never changes.\n",
         "| reason | when |\n|---|---|",
         *(f"| `{reason}` | {meaning} |" for reason, meaning in MEANING.items()),
-        "\n## Read-only verbs\n\nAn `allow` rule without `tier` is tier 1 for what only reads and tier 2 for the rest. A wrong guess here",
-        "allows or denies nothing.\n",
-        "| service | actions that only read |\n|---|---|",
+        SERVICES_INTRO,
+        "| service | resources | actions that only read | others |\n|---|---|---|---|",
         *(
-            f"| `{service}` | {', '.join(f'`{verb}`' for verb in sorted(verbs)) or 'none: a command may do anything'} |"
-            for service, verbs in sorted(READ_ONLY.items())
+            f"| `{name}` {one.title} | {one.names}{', branches' if one.branches else ''} | {_verbs(one.reads)} | "
+            f"{_verbs(one.writes)}{' and more' if one.open else ''} |"
+            for name, one in SERVICES.items()
         ),
-        f"| `aws` | those whose name after the service begins with {', '.join(f'`{start}`' for start in READ_ONLY_AWS)} |",
-        f"| any other | those whose verb (after the last `:`, `.`, `/` or `__`) begins with one of the words {words} |",
+        f"\nAWS: what only reads begins, after its service, with {', '.join(f'`{start}`' for start in READ_ONLY_AWS)}. Actions that are in no",
+        f"list are guessed by their verb (after the last `:`, `.`, `/` or `__`): one that begins with one of {words}.",
+        "\n## Lint\n\n`banksman policy lint` says, with line and mend:\n",
+        "| code | | |\n|---|---|---|",
+        *(f"| `{code}` | {level} | {about} |" for code, (level, about) in CODES.items()),
+        TESTS,
         VERSIONS,
         "This page is made by `make docs`.\n",
     ]

@@ -213,7 +213,7 @@ agents:
       - {service: stripe, actions: ["refunds:create"], when: {args.currency: {not: eur}}}
   claude-7:
     owner: seven
-    allow: [{service: slack, actions: [read], mode: shadow}, {service: slack, actions: [post_message]}]
+    allow: [{service: slack, actions: [read], mode: shadow}, {service: slack, actions: [post_message]}, {service: own, actions: ["*"]}]
     never: [{service: slack, actions: [post_message], resources: ["#all"], mode: shadow}]
     detect: {loops: {on_alert: kill}}
   trial: {mode: shadow, use: [readers]}

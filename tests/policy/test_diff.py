@@ -67,7 +67,8 @@ def test_tiers_approvers_and_agents() -> None:
 def test_settings() -> None:
     old, new = of(owner="ann"), of(owner="bob", budget={"daily_tokens": 5})
     told = [(one.about, one.what, one.after) for one in other_settings(policy(old), policy(new))]
-    assert told == [("a", "owner", '"bob"'), ("a", "budget", '[5,null,0.8,"deny","UTC"]')]
+    budget = '{"daily_tokens": 5, "alert_threshold": 0.8, "on_exhausted": "deny", "timezone": "UTC"}'
+    assert told == [("a", "owner", '"bob"'), ("a", "budget", budget)]
 
 
 @given(policies(), policies(), st.lists(operations(), min_size=40, max_size=40))

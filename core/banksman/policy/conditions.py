@@ -45,12 +45,19 @@ class Attr(msgspec.Struct, frozen=True, gc=False, tag="attr"):
     name: str
 
 
-class Comparison(msgspec.Struct, frozen=True, gc=False, tag="test"):
+class Comparison(msgspec.Struct, frozen=True, gc=False, eq=False, tag="test"):
     """One attribute, one comparison. `operand`: `in`, `glob`, `has` and `during` have several, of which one is enough."""
 
     attribute: str
     op: Op
     operand: Scalar | tuple[Scalar, ...] | Attr
+
+    def __eq__(self, other: object) -> bool:
+        """By its text: to Python 1 and true are the same, and to a policy they are not."""
+        return isinstance(other, Comparison) and msgspec.json.encode(self) == msgspec.json.encode(other)
+
+    def __hash__(self) -> int:
+        return hash((self.attribute, self.op, self.operand))
 
 
 class All(msgspec.Struct, frozen=True, gc=False, tag="all"):
@@ -288,7 +295,7 @@ def _one(parts: list[Condition]) -> Condition | None:
 
 
 def _sorted(parts: list[Condition]) -> tuple[Condition, ...]:
-    """Order and repetition mean nothing. By their text: to Python 1 and true are the same."""
+    """Order and repetition mean nothing."""
     return tuple(part for _, part in sorted({msgspec.json.encode(part): part for part in parts}.items()))
 
 

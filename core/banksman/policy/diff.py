@@ -197,4 +197,6 @@ def _changed(about: str, what: str, before: object, after: object) -> Iterator[S
 
 
 def _said(value: object) -> str:
-    return "none" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+    if isinstance(value, msgspec.Struct):
+        value = {name: said for name, said in msgspec.structs.asdict(value).items() if said is not None}
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ from banksman.policy.conditions import All, Attr, Comparison, Condition, Some, c
 from banksman.policy.globs import Custom, compile_patterns
 from banksman.policy.holds import NONE, Asked, Facts, compile_condition, value_of
 from banksman.policy.normal import bad_branch, bad_resource, bad_text, fold_action
-from banksman.policy.rules import EVERY_SERVICE
+from banksman.policy.rules import EVERY_SERVICE, FREEZE
 from banksman.policy.verdict import MEANING, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -74,13 +74,20 @@ def explain(
     asked = Asked(service, fold_action(service, action), resource, branch, agent, facts)
     policy = compiled.policy if compiled is not None else None
     looked = [_look(rule, asked, policy.schedules) for rule in policy.rules_of(agent)] if policy is not None else []
-    looked.sort(key=lambda one: -len(_ORDER) if one.failed is None else -_ORDER.index(one.failed))
+    looked.sort(key=_farness)
     because = MEANING[verdict.reason]
     if verdict.reason is Reason.NOT_CANONICAL:
         because += f": the {_misspelled(service, action, resource, branch)}"
     if verdict.ruling.shadow is not None:
         because += f" (shadow mode: enforced, it would be {verdict.ruling.shadow})"
     return Explanation(verdict, because, _mend(verdict, looked), tuple(looked))
+
+
+def _farness(one: LookedAt) -> tuple[int, bool]:
+    """How far it is from matching; of those that are as near, first what would allow. A freeze that does not hold is far."""
+    if one.failed is None:
+        return -len(_ORDER), False
+    return 0 if one.rule.startswith(f"{FREEZE}/") else -_ORDER.index(one.failed), one.effect != "allow"
 
 
 def _look(rule: Rule, asked: Asked, schedules: Mapping[str, Schedule]) -> LookedAt:

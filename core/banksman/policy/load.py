@@ -264,7 +264,7 @@ def place_of(
     """(line, path, message) of one thing that pydantic found in a document of that model (else a policy)."""
     cause = detail.get("ctx", {}).get("error")
     path = tuple(step for step in detail["loc"] if step != "[key]")
-    while path and _at(document, path[:-1]) is None:  # the name of a model in a union is no step of the document
+    while detail["type"] != "missing" and path and _at(document, path) is None:  # a type of a union is no step of the document
         path = path[:-1]
     if isinstance(cause, PatternError):
         written = _at(document, (*path, cause.key))

@@ -51,7 +51,7 @@ def judge(
     shadow: Outcome | None = None
     if policy.is_shadow(agent):
         # Shadow never covers guardrails: what they say alone is in force, the rest is only noted.
-        held = by(*([rule for rule in rules if rule.guardrail] for rules in in_force))
+        held = by(*([rule for rule in rules if rule.guardrail] for rules in in_force), allowed=True)
         if held.reason is otherwise:
             said, shadow = said._replace(decision="allow", approvers=()), said.decision
         elif held.decision != said.decision:
@@ -83,14 +83,16 @@ def refuse(policy: Policy, agent: str, reason: Reason) -> Ruling:
 
 
 class _Combining(NamedTuple):
-    """`never` > left out > `require_approval` > `allow`."""
+    """`never` > left out > `require_approval` > `allow`. A freeze that asks makes nothing possible: it asks where the rest would
+    allow, which in shadow mode it always does (`allowed`).
+    """
 
     service: str
     action: str
     unsure: Collection[Rule]
     otherwise: Reason
 
-    def __call__(self, matched: Sequence[Rule], missing: Sequence[Rule]) -> _Judged:
+    def __call__(self, matched: Sequence[Rule], missing: Sequence[Rule], *, allowed: bool = False) -> _Judged:
         forbidding = self._surest(rule for rule in matched if rule.effect == "never")
         if forbidding:
             rule = forbidding[0]
@@ -98,11 +100,11 @@ class _Combining(NamedTuple):
         if missing:
             return _Judged("deny", NEVER, missing[0].id, Reason.INCOMPLETE_OPERATION)
         asking = self._surest(rule for rule in matched if rule.effect == "require_approval")
-        if asking:
+        if asking and (allowed or not all(rule.freeze or rule.effect == "never" for rule in matched)):
             # Every matching rule's approvers are asked for, so that the order of rules cannot pick the easier one.
             wanted = sorted({rule.approvers or _NOBODY_IN_PARTICULAR for rule in asking}, key=_as_tuple)
             return _Judged("approve", ASK, asking[0].id, self._why(asking[0], Reason.APPROVAL_REQUIRED), tuple(wanted))
-        allowing = [(allow_tier(rule, self.service, self.action), rule) for rule in matched]
+        allowing = [(allow_tier(rule, self.service, self.action), rule) for rule in matched if rule.effect == "allow"]
         if allowing:
             tier = max(tier for tier, _ in allowing)
             return _Judged("allow", tier, next(rule.id for at, rule in allowing if at == tier), Reason.ALLOWED)

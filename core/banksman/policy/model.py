@@ -155,6 +155,13 @@ def _in_one_form(value: Any) -> Any:
     return None if value is None else plain(parse(value, None))
 
 
+def _attribute(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, bool | int | float | str) for one in several) or len(several) > MAX_PATTERNS:
+        raise ValueError(f"must be text, a number, true or false, or a list of at most {MAX_PATTERNS} of these")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 SetName = Annotated[str, AfterValidator(_schedule_name)]
 AgentName = Annotated[str, AfterValidator(_agent_name)]
@@ -177,6 +184,10 @@ Local = Annotated[
     datetime, BeforeValidator(_local), PlainSerializer(datetime.isoformat), WithJsonSchema({"type": "string"})
 ]
 Day = Annotated[str, AfterValidator(_day), WithJsonSchema({"enum": list(DAYS)})]
+_SCALAR = {"type": ["string", "number", "boolean"]}
+Attribute = Annotated[
+    Any, AfterValidator(_attribute), WithJsonSchema({"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]})
+]
 Claim = Annotated[str, AfterValidator(_claim)]
 When = Annotated[Any, BeforeValidator(_condition), PlainSerializer(_in_one_form), WithJsonSchema({"$comment": CONDITION})]
 
@@ -355,8 +366,6 @@ class FreezePart(_Part):
             raise ValueError("approvers are asked only with `then: approve`")
         return self
 
-
-Attribute = bool | int | float | str | list[bool | int | float | str]
 
 
 class PolicyFile(_Part):

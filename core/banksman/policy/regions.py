@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from banksman.policy.globs import Custom, Wild, tokens_of
 
-MAX_STATES = 30_000
-"""Beyond, a set of patterns is too much to go through; whoever asks says so."""
+MAX_WORK = 1_000_000
+"""Steps of patterns; a second or two. Beyond, a set of patterns is too much to go through; whoever asks says so."""
 
 _OTHERS = "xyzwvqjk7"
 """What a character that no pattern names is shown as."""
@@ -44,7 +44,7 @@ def sorts(custom: Custom, service: str, patterns: Sequence[str]) -> list[Sort]:
     paths = custom is not Custom.ACTION and service != "aws" and not any(one.startswith("arn:") for one in patterns)
     start = _closed(programs, ((number, 0, False) for number in range(len(programs)))), ""
     seen: dict[tuple[frozenset[_Place], str], str] = {start: ""}
-    waiting = deque([start])
+    waiting, work = deque([start]), 0
     found: dict[frozenset[int], tuple[bool, str]] = {}
     while waiting:
         state = waiting.popleft()
@@ -55,13 +55,15 @@ def sorts(custom: Custom, service: str, patterns: Sequence[str]) -> list[Sort]:
             nice = segment not in {"/", "/.", "/.."} if paths else True
             if matched not in found or (nice and not found[matched][0]):
                 found[matched] = nice, value
-        for char in (other, *sorted(_next(programs, places) | {"/", ":"} - {other})):
+        chars = (other, *sorted(_next(programs, places) | {"/", ":"} - {other}))
+        work += len(places) * len(chars)
+        if work > MAX_WORK:
+            raise TooMany(f"{len(patterns)} patterns")
+        for char in chars:
             if paths and char == "/" and segment in {"", "/", "/.", "/.."} and value:
                 continue  # no operation has such a segment
             after = _step(programs, places, char), (_segment(segment, char) if paths else "")
             if after not in seen:
-                if len(seen) >= MAX_STATES:
-                    raise TooMany(f"{len(patterns)} patterns")
                 seen[after] = value + char
                 waiting.append(after)
     return [Sort(matched, example) for matched, (_, example) in found.items()]
