@@ -11,7 +11,7 @@ change of them changes. `lint`, `test` and `diff` need no server: they are for p
 EXAMPLES = """
   banksman policy lint
   banksman policy test policies/
-  banksman policy explain policies/billing.yaml --agent claude-invoice-01 git push acme/billing main
+  banksman policy explain --agent claude-invoice-01 git push acme/billing main
   banksman policy diff old.yaml new.yaml
   banksman policy schema > policy.schema.json
 """
