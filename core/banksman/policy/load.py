@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 MAX_EVENT_TEXT = 7_500_000
 """Bytes of the normalised text inside a `policy.loaded` event (8 MiB on Kafka, with the event's other fields)."""
 
+MISSING = "is missing"
+
+
 class Loaded(NamedTuple):
     """A policy and the whole normalised text that it is. `load(text.encode())` gives the same policy and version."""
 
@@ -85,10 +88,10 @@ def checked(raw: bytes, file: str) -> tuple[PolicyFile | None, dict[Path, int], 
     try:
         written = PolicyFile.model_validate(document)
     except ValidationError as error:
-        places = sorted({place_of(detail, document, lines) for detail in error.errors()}, key=lambda one: one[0])
-        by_path = {(line, path): message for line, path, message in reversed(places)}
-        wrong = [InvalidPolicy(message, file=file, line=line, key=spell(path)) for (line, path), message in by_path.items()]
-        return None, lines, sorted(wrong, key=lambda one: one.line)
+        places = {(line, path): message for line, path, message in (place_of(one, document, lines) for one in error.errors())}
+        wrong = [InvalidPolicy(told, file=file, line=line, key=spell(path)) for (line, path), told in places.items()]
+        # Of one line: a key that is spelled wrong before the one that is missing for it.
+        return None, lines, sorted(wrong, key=lambda one: (one.line, one.message == MISSING, one.key))
     return written, lines, []
 
 
@@ -311,7 +314,7 @@ def _message(detail: ErrorDetails, value: Any, path: Path, model: Any) -> str:
         case "extra_forbidden":
             return f"is not a key of the format here{nearest(path[-1], _keys_at(model, path[:-1]))}"
         case "missing":
-            return "is missing"
+            return MISSING
         case "string_type" if isinstance(value, int | float):
             return f"{value} is read as a number: put it in quotes"
         case "string_type":
