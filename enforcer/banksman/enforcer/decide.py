@@ -38,7 +38,7 @@ from banksman.errors import Unavailable
 from banksman.events import DecisionVoid
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
-from banksman.policy.holds import NONE
+from banksman.policy.holds import NONE, Facts
 from banksman.policy.verdict import Reason
 from banksman.signing import digest_by
 from banksman.stamps import rfc3339_ns, uuid7, uuid7_from
@@ -135,7 +135,7 @@ class Decider:
         """What holds for the question: a control that is in force, a budget that is spent, else the policy. Neither is about
         replays. Problem 503: whether the budget is spent is not known, and only then it would not be denied.
         """
-        facts = NONE if question.args is None and not caller.replay else facts_of(question)
+        facts = facts_of(question) if caller.replay else NONE if question.args is None else Facts(question.args)
         verdict = self.policies.bundle.decide(
             caller.project, caller.name, question.service, question.action, question.resource, question.branch, facts
         )
