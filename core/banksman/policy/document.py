@@ -47,7 +47,7 @@ def read(raw: bytes, file: str) -> tuple[Any, dict[Path, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         about = " ".join(part for part in (error.context, error.problem) if part)
-        if mark and text.splitlines()[mark.line][mark.column : mark.column + 1] == "\t":
+        if mark and "".join(text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1] == "\t":
             about = "a tab; it is indented by spaces"
         raise InvalidPolicy(f"not YAML: {about}", file=file, line=mark.line + 1 if mark else 0) from None
     except yaml.YAMLError as error:
