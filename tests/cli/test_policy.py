@@ -76,7 +76,8 @@ def test_lint_for_ci(shell: Shell, folder: Path) -> None:
     (folder / "third.yaml").write_text(GOOD)
     told = shell("policy", "lint", str(folder), "--format", "github").out.splitlines()
     assert re.fullmatch(
-        r"::error file=\S+billing.yaml,line=7,title=does-not-load::agents.claude.allow\[0\].actoins: .* did you mean actions\?", told[0]
+        r"::error file=\S+billing.yaml,line=7,title=does-not-load::agents.claude.allow\[0\].actoins: .* did you mean actions\?",
+        told[0],
     )
     assert [line.partition("title=")[2].partition("::")[0] for line in told[2:]] == ["two-files", "two-files"]
     found = json.loads(shell("policy", "lint", str(folder), "--format", "json").out)["findings"]
@@ -109,15 +110,25 @@ def test_test_fails_with_the_line_and_the_reason(shell: Shell, folder: Path) -> 
     file.write_text(TESTS.replace("main: approve, ", "").replace("somebody: {}", "somebody: {small: allow}"))
     done = shell("policy", "test", str(file))
     assert done.code == 1
-    assert f"{file}:8: claude: claude, main: decision deny is expected, and it is approve by claude/require_approval/0" in done.out
-    assert f"{file}:9: claude: somebody, small: decision allow is expected, and it is deny: the project's policy" in done.out
+    assert (
+        f"{file}:8: claude: claude, main: decision deny is expected, and it is approve by claude/require_approval/0"
+        in done.out
+    )
+    assert (
+        f"{file}:9: claude: somebody, small: decision allow is expected, and it is deny: the project's policy"
+        in done.out
+    )
     told = json.loads(shell("policy", "test", str(file), "--json").out)
     assert sum(one["wrong"] is not None for one in told["files"][0]["cases"]) == 2
     assert told["coverage"] == 100.0
 
 
 def test_test_wants_enough_rules_to_decide_a_case(shell: Shell, folder: Path) -> None:
-    (folder / "billing_test.yaml").write_text(TESTS.replace(", args: {amount: 5}", "").replace(", small: {decision: allow, tier: 2, rule: claude/allow/1}", ""))
+    (folder / "billing_test.yaml").write_text(
+        TESTS.replace(", args: {amount: 5}", "").replace(
+            ", small: {decision: allow, tier: 2, rule: claude/allow/1}", ""
+        )
+    )
     done = shell("policy", "test", str(folder), "--coverage", "90")
     assert done.code == 1
     assert "no case is decided by claude/allow/1" in done.out
@@ -161,11 +172,22 @@ def test_where_a_policy_goes_by_the_time_the_file_says_which(shell: Shell, folde
 
 
 def test_explain_by_a_file(shell: Shell, folder: Path) -> None:
-    words = ("policy", "explain", "--file", str(folder / "billing.yaml"), "--agent", "claude", "stripe", "refunds:create")
+    words = (
+        "policy",
+        "explain",
+        "--file",
+        str(folder / "billing.yaml"),
+        "--agent",
+        "claude",
+        "stripe",
+        "refunds:create",
+    )
     done = shell(*words, "--args", '{"amount": 900}')
     assert done.code == 1
     assert "stripe refunds:create: deny (tier 4)" in done.out
-    assert 'it would take: claude/allow/1, if this held: {"args.amount": {"lt": 500}}, and args.amount is 900' in done.out
+    assert (
+        'it would take: claude/allow/1, if this held: {"args.amount": {"lt": 500}}, and args.amount is 900' in done.out
+    )
     done = shell(*words, "--args", '{"amount": 9}', "--json")
     assert done.code == 0
     assert json.loads(done.out)["verdict"]["ruling"]["rule"] == "claude/allow/1"
@@ -174,10 +196,19 @@ def test_explain_by_a_file(shell: Shell, folder: Path) -> None:
 
 
 def test_explain_asks_the_enforcer(operator: Shell, scribe: Scribe) -> None:
-    ruling = {"decision": "deny", "tier": 4, "rule": None, "reason": "default_deny", "matched": [], "policy_version": "p@v0+sha256:1"}
+    ruling = {
+        "decision": "deny",
+        "tier": 4,
+        "rule": None,
+        "reason": "default_deny",
+        "matched": [],
+        "policy_version": "p@v0+sha256:1",
+    }
     verdict = {"ruling": ruling, "service": "git", "action": "push", "resource": "a/b", "branch": None}
     looked = [{"rule": "a/allow/0", "effect": "allow", "failed": "action", "wanted": ["pull"], "left_out": False}]
-    scribe.on["POST /v1/explain"] = Reply({"verdict": verdict, "because": "no rule matches", "mend": None, "rules": looked})
+    scribe.on["POST /v1/explain"] = Reply(
+        {"verdict": verdict, "because": "no rule matches", "mend": None, "rules": looked}
+    )
     done = operator("policy", "explain", "--agent", "a", "git", "push", "a/b")
     assert done.code == 1
     assert "git push a/b: deny (tier 4)" in done.out
@@ -193,7 +224,9 @@ def test_diff(shell: Shell, folder: Path) -> None:
     new.write_text(GOOD.replace("lt: 500", "lt: 900").replace("branches: [main]", "branches: [main, release]"))
     done = shell("policy", "diff", str(folder / "billing.yaml"), str(new))
     assert done.code == 1
-    assert 'looser   claude: stripe refunds:create: deny -> allow where not {"args.amount": {"lt": 500}} and' in done.out
+    assert (
+        'looser   claude: stripe refunds:create: deny -> allow where not {"args.amount": {"lt": 500}} and' in done.out
+    )
     assert "looser   claude: git push: deny -> approve\n           e.g. acme/billing release" in done.out
     same = shell("policy", "diff", str(new), str(new))
     assert (same.code, same.out) == (0, "every operation gets the same answer\n")
@@ -212,7 +245,12 @@ def test_the_schema_takes_what_loads_and_refuses_what_is_spelled_wrong(shell: Sh
     validator.check_schema(schema)
     for text in (GOOD, (Path(__file__).parents[2] / "policies" / "billing-automation.yaml").read_text()):
         assert list(validator.iter_errors(yaml.safe_load(text))) == []
-    for old, new in (("actions: [push", "action: [push"), ("{lt: 500}", "{less: 500}"), ("args.amount", "arg.amount"), ("claude:", "claude: 1\n  x:")):
+    for old, new in (
+        ("actions: [push", "action: [push"),
+        ("{lt: 500}", "{less: 500}"),
+        ("args.amount", "arg.amount"),
+        ("claude:", "claude: 1\n  x:"),
+    ):
         assert list(validator.iter_errors(yaml.safe_load(GOOD.replace(old, new)))), (old, new)
 
 

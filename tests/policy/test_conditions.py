@@ -46,9 +46,11 @@ X: dict[str, Any] = {
         ({"args.t": {"lt": 6}}, None), ({"args.gone": {"lt": 6}}, None),
         ({"args.n": {"not": 5}}, False), ({"args.n": {"not": [6, 7]}}, True), ({"args.n": {"not": {"lt": 5}}}, True),
         ({"args.n": {"not": {"not": 5}}}, True), ({"args.gone": {"not": 5}}, None), ({"args.n": {"not": "x"}}, None),
-        ({"args.n": {"exists": True}}, True), ({"args.gone": {"exists": True}}, False), ({"args.gone": {"exists": False}}, True),
+        ({"args.n": {"exists": True}}, True), ({"args.gone": {"exists": True}}, False),
+        ({"args.gone": {"exists": False}}, True),
         ({"args.none": {"exists": True}}, False), ({"args.deep": {"exists": True}}, True),
-        ({"args.path": {"glob": "src/**"}}, True), ({"args.path": {"glob": "src/*"}}, False), ({"args.up": {"glob": "src/**"}}, None),
+        ({"args.path": {"glob": "src/**"}}, True), ({"args.path": {"glob": "src/*"}}, False),
+        ({"args.up": {"glob": "src/**"}}, None),
         ({"args.up": {"not": {"glob": "src/**"}}}, None), ({"args.n": {"glob": "5"}}, None),
         ({"args.path": {"glob": ["a/*", "**/*.py"]}}, True), ({"args.url": {"glob": "https://api.acme.example/*"}}, True),
         ({"args.list": {"has": "a"}}, True), ({"args.list": {"has": ["z", 1]}}, True), ({"args.list": {"has": "z"}}, False),
@@ -79,7 +81,12 @@ def test_the_policy_speaks_before_a_claim() -> None:
     when = {"subject.roles": {"has": "admin"}}
     assert truth(when, claims={"subject.roles": ["admin"]}) is True
     assert truth(when, subject={"roles": ("viewer",)}, claims={"subject.roles": ["admin"]}) is False
-    assert truth({"resource.owner": {"is": {"attr": "subject.mail"}}}, subject={"mail": "a"}, claims={"resource.owner": "a"}) is True
+    assert (
+        truth(
+            {"resource.owner": {"is": {"attr": "subject.mail"}}}, subject={"mail": "a"}, claims={"resource.owner": "a"}
+        )
+        is True
+    )
 
 
 # ── forms ──
@@ -98,12 +105,24 @@ def conditions(draw: st.DrawFn, depth: int = 3) -> dict[str, Any]:
         return {"not": draw(conditions(depth - 1))}
     name = draw(names)
     if name == "time":
-        return {name: {draw(st.sampled_from(["lt", "gte"])): draw(st.sampled_from(["1970-01-01T00:00:09Z", "2026-12-01T10:00:00+01:00"]))}}
+        return {
+            name: {
+                draw(st.sampled_from(["lt", "gte"])): draw(
+                    st.sampled_from(["1970-01-01T00:00:09Z", "2026-12-01T10:00:00+01:00"])
+                )
+            }
+        }
     value = texts if name in {"resource", "branch"} else scalars
     if name in {"resource", "branch"}:
-        ops = {"is": value, "in": st.lists(value, min_size=1, max_size=3), "glob": st.sampled_from(["*", "x/*", "a"]), "exists": st.booleans()}
+        ops = {
+            "is": value,
+            "in": st.lists(value, min_size=1, max_size=3),
+            "glob": st.sampled_from(["*", "x/*", "a"]),
+            "exists": st.booleans(),
+        }
     else:
-        ops = {"is": value, "in": st.lists(value, min_size=1, max_size=3), "has": value, "lt": st.integers(-2, 2), "gte": st.integers(-2, 2),
+        ops = {"is": value, "in": st.lists(value, min_size=1, max_size=3), "has": value, "lt": st.integers(-2, 2),
+               "gte": st.integers(-2, 2),
                "exists": st.booleans()}  # fmt: skip
     op = draw(st.sampled_from(sorted(ops)))
     test = {op: draw(ops[op])}
@@ -213,7 +232,10 @@ agents:
       - {service: stripe, actions: ["refunds:create"], when: {args.currency: {not: eur}}}
   claude-7:
     owner: seven
-    allow: [{service: slack, actions: [read], mode: shadow}, {service: slack, actions: [post_message]}, {service: own, actions: ["*"]}]
+    allow:
+      - {service: slack, actions: [read], mode: shadow}
+      - {service: slack, actions: [post_message]}
+      - {service: own, actions: ["*"]}
     never: [{service: slack, actions: [post_message], resources: ["#all"], mode: shadow}]
     detect: {loops: {on_alert: kill}}
   trial: {mode: shadow, use: [readers]}
@@ -227,7 +249,9 @@ def bundle() -> Bundle:
     return Bundle({"p": CompiledPolicy(policy)})
 
 
-def ask(where: Bundle, agent: str, operation: str, args: dict[str, Any] | None = None, at: float | None = NOON) -> Verdict:
+def ask(
+    where: Bundle, agent: str, operation: str, args: dict[str, Any] | None = None, at: float | None = NOON
+) -> Verdict:
     facts = Facts(args, at)
     verdict = where.decide("p", agent, *operation.split(), facts=facts)  # type: ignore[misc]
     assert explain(where, "p", agent, *operation.split(), facts=facts).verdict == verdict  # type: ignore[misc]
@@ -252,7 +276,14 @@ def ask(where: Bundle, agent: str, operation: str, args: dict[str, Any] | None =
     ],
 )  # fmt: skip
 def test_in_a_policy(
-    bundle: Bundle, agent: str, operation: str, args: dict[str, Any] | None, at: float, decision: str, reason: str, rule: str | None
+    bundle: Bundle,
+    agent: str,
+    operation: str,
+    args: dict[str, Any] | None,
+    at: float,
+    decision: str,
+    reason: str,
+    rule: str | None,
 ) -> None:
     verdict = ask(bundle, agent, operation, args, at)
     assert (verdict.decision, verdict.reason, verdict.ruling.rule) == (decision, reason, rule)
@@ -297,7 +328,8 @@ def test_entries_about_one_agent_go_together(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("name", "inside", "outside"),
     [
-        ("office", ["2026-12-01T09:00", "2026-12-01T17:59", "2026-12-04T12:00"], ["2026-12-01T08:59", "2026-12-01T18:00", "2026-12-05T12:00"]),
+        ("office", ["2026-12-01T09:00", "2026-12-01T17:59", "2026-12-04T12:00"],
+         ["2026-12-01T08:59", "2026-12-01T18:00", "2026-12-05T12:00"]),
         ("christmas", ["2026-12-19T00:00", "2027-01-04T07:59"], ["2026-12-18T23:59", "2027-01-04T08:00"]),
     ],
 )  # fmt: skip
@@ -317,7 +349,12 @@ def test_a_night_belongs_to_the_day_that_it_began_on() -> None:
     from banksman.policy.schedules import Schedule, holds
 
     friday_night = Schedule("UTC", (4,), 22 * 60, 6 * 60)
-    for text, wanted in (("2026-12-04T23:00", True), ("2026-12-05T05:59", True), ("2026-12-05T23:00", False), ("2026-12-04T05:00", False)):
+    for text, wanted in (
+        ("2026-12-04T23:00", True),
+        ("2026-12-05T05:59", True),
+        ("2026-12-05T23:00", False),
+        ("2026-12-04T05:00", False),
+    ):
         assert holds(friday_night, moment(f"{text}:00Z") or 0) is wanted, text
 
 
@@ -332,7 +369,9 @@ def test_a_moment_is_another_one_when_a_schedule_begins(bundle: Bundle) -> None:
 
 
 def test_explain_says_what_of_a_condition_did_not_hold(bundle: Bundle) -> None:
-    told = explain(bundle, "p", "claude-8", "stripe", "refunds:create", facts=Facts({"amount": 900, "currency": "eur"}, NOON))
+    told = explain(
+        bundle, "p", "claude-8", "stripe", "refunds:create", facts=Facts({"amount": 900, "currency": "eur"}, NOON)
+    )
     nearest = told.rules[0]
     assert (nearest.rule, nearest.failed) == ("claude-*/allow/1", "condition")
     assert nearest.wanted == ('{"args.amount": {"lt": 500}}, and args.amount is 900',)

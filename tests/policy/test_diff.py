@@ -42,7 +42,10 @@ def test_the_same_in_other_words_differs_in_nothing() -> None:
 
 def test_what_is_looser_and_what_is_stricter() -> None:
     told = changes(of(PUSH), of(PUSH | {"resources": ["acme/**"]}, never=[PUSH | {"resources": ["acme/old"]}]))
-    assert sorted((one.kind, one.resource) for one in told if one.resource) == [("looser", "acme/x/x"), ("stricter", "acme/old")]
+    assert sorted((one.kind, one.resource) for one in told if one.resource) == [
+        ("looser", "acme/x/x"),
+        ("stricter", "acme/old"),
+    ]
     assert [one.kind for one in told if one.resource is None] == []  # left out, it was denied and is
 
 
@@ -55,7 +58,9 @@ def test_under_which_condition() -> None:
 
 def test_tiers_approvers_and_agents() -> None:
     told = changes(of(PUSH | {"tier": 1}), of(PUSH | {"tier": 2}))
-    assert [(one.kind, one.before and one.before.tier, one.after and one.after.tier) for one in told] == [("other", 1, 2)]
+    assert [(one.kind, one.before and one.before.tier, one.after and one.after.tier) for one in told] == [
+        ("other", 1, 2)
+    ]
     asks = [of(require_approval=[PUSH | {"approvers": {"min": n}}]) for n in (1, 2)]
     assert {one.kind for one in changes(*asks)} == {"other"}
     gone = changes(of(PUSH), {"project": PROJECT, "agents": {}})
@@ -73,7 +78,9 @@ def test_settings() -> None:
 
 @given(policies(), policies(), st.lists(operations(), min_size=40, max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_an_answer_that_changes_is_in_it_and_examples_are_true(old: dict[str, Any], new: dict[str, Any], asked: list[Any]) -> None:
+def test_an_answer_that_changes_is_in_it_and_examples_are_true(
+    old: dict[str, Any], new: dict[str, Any], asked: list[Any]
+) -> None:
     before, after, told = bundle_of(old), bundle_of(new), changes(old, new)
     for one in told:
         assert one.before is not None

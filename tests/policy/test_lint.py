@@ -28,44 +28,67 @@ def found(text: str) -> list[tuple[int, str, str]]:
     return [(one.line, one.code, one.rule) for one in lint(text.encode(), "p.yaml")]
 
 
-@pytest.mark.parametrize(
-    ("rules", "wanted"),
-    [
-        ("    allow:\n      - {service: git, actions: [pull], resources: [acme/web]}\n", []),
-        ("    allow:\n      - {service: git, actions: [pul], resources: [acme/web]}\n", [(7, "unknown-verb", "a/allow/0")]),
-        ("    allow:\n      - {service: http, actions: [get], resources: [acme.example]}\n", []),
-        ("    allow:\n      - {service: stripe, actions: ['refund:*'], resources: [x]}\n", [(7, "unknown-verb", "a/allow/0")]),
-        ("    allow:\n      - {service: gti, actions: [pull], resources: [x]}\n", [(7, "unknown-service", "a/allow/0")]),
-        ("    allow:\n      - {service: warehouse, actions: [pick], resources: [x]}\n", [(7, "unknown-service", "a/allow/0")]),
-        ("    allow:\n      - {service: stripe, actions: ['refunds:create'], resources: [x], branches: [main]}\n",
-         [(7, "never-matches", "a/allow/0")]),
-        ("    allow:\n      - {service: aws, actions: ['s3:GetObject'], resources: [bucket/key]}\n", [(7, "never-matches", "a/allow/0")]),
-        ("    allow:\n      - {service: aws, actions: [GetObject], resources: ['arn:aws:s3:::b/k']}\n", [(7, "never-matches", "a/allow/0")]),
-        ("    allow:\n      - {service: aws, actions: ['*']}\n", [(7, "allow-everything", "a/allow/0")]),
-        ("    allow:\n      - {service: aws, actions: ['*'], when: {args.x: 1}}\n", [(7, "broad", "a/allow/0")]),
-        ("    allow:\n      - {service: git, actions: [pull], resources: ['*/*']}\n", [(7, "broad", "a/allow/0")]),
-        ("    require_approval:\n      - {service: git, actions: [push]}\n", [(7, "approval-without-resources", "a/require_approval/0")]),
-        ("    allow:\n      - {service: git, actions: [push], resources: [acme/web]}\n"
-         "    never:\n      - {service: git, actions: [p*]}\n", [(7, "unreachable", "a/allow/0")]),
-        ("    allow:\n      - {service: git, actions: [push], resources: [acme/web, acme/old]}\n"
-         "    never:\n      - {service: git, actions: [push], resources: [acme/old]}\n", [(7, "dead-pattern", "a/allow/0")]),
-        ("    allow:\n      - {service: git, actions: [pull], resources: [acme/web]}\n"
-         "      - {service: git, actions: [pull, log], resources: ['acme/*']}\n", [(7, "redundant", "a/allow/0")]),
-        ("    allow:\n      - {service: git, actions: [pull], resources: [acme/web], when: {args.n: {lt: 5}}}\n"
-         "      - {service: git, actions: [pull], resources: [acme/web], when: {args.n: {lt: 9}}}\n", [(7, "redundant", "a/allow/0")]),
-        ("    allow:\n      - {service: git, actions: [pull], resources: [acme/web], tier: 2}\n"
-         "      - {service: git, actions: [pull], resources: ['acme/*']}\n", []),
-        # two together leave nothing, though neither does alone
-        ("    allow:\n      - {service: git, actions: [push], resources: [acme/web], branches: ['*']}\n"
-         "    never:\n      - {service: git, actions: [push], branches: ['a*', '?']}\n"
-         "      - {service: git, actions: [push], branches: ['*']}\n",
-         [(7, "broad", "a/allow/0"), (7, "unreachable", "a/allow/0"), (9, "redundant", "a/never/0")]),
-        ("    allow:\n      - {service: git, actions: [pull], resources: [acme/web], mode: shadow}\n", [(7, "shadow", "a/allow/0")]),
-        ("    never:\n      - {service: git, actions: [push]}\n", [(4, "no-rules", "")]),
-    ],
-)  # fmt: skip
-def test_one_agent(rules: str, wanted: list[tuple[int, str, str]]) -> None:
-    assert found(HEAD + rules) == wanted
+CASES: list[tuple[dict[str, list[str]], list[tuple[int, str, str]]]] = [
+    ({"allow": ["git, actions: [pull], resources: [acme/web]"]}, []),
+    ({"allow": ["git, actions: [pul], resources: [acme/web]"]}, [(7, "unknown-verb", "a/allow/0")]),
+    ({"allow": ["http, actions: [get], resources: [acme.example]"]}, []),
+    ({"allow": ["stripe, actions: ['refund:*'], resources: [x]"]}, [(7, "unknown-verb", "a/allow/0")]),
+    ({"allow": ["gti, actions: [pull], resources: [x]"]}, [(7, "unknown-service", "a/allow/0")]),
+    ({"allow": ["warehouse, actions: [pick], resources: [x]"]}, [(7, "unknown-service", "a/allow/0")]),
+    (
+        {"allow": ["stripe, actions: ['refunds:create'], resources: [x], branches: [main]"]},
+        [(7, "never-matches", "a/allow/0")],
+    ),
+    ({"allow": ["aws, actions: ['s3:GetObject'], resources: [bucket/key]"]}, [(7, "never-matches", "a/allow/0")]),
+    ({"allow": ["aws, actions: [GetObject], resources: ['arn:aws:s3:::b/k']"]}, [(7, "never-matches", "a/allow/0")]),
+    ({"allow": ["aws, actions: ['*']"]}, [(7, "allow-everything", "a/allow/0")]),
+    ({"allow": ["aws, actions: ['*'], when: {args.x: 1}"]}, [(7, "broad", "a/allow/0")]),
+    ({"allow": ["git, actions: [pull], resources: ['*/*']"]}, [(7, "broad", "a/allow/0")]),
+    ({"require_approval": ["git, actions: [push]"]}, [(7, "approval-without-resources", "a/require_approval/0")]),
+    (
+        {"allow": ["git, actions: [push], resources: [acme/web]"], "never": ["git, actions: [p*]"]},
+        [(7, "unreachable", "a/allow/0")],
+    ),
+    (
+        {
+            "allow": ["git, actions: [push], resources: [acme/web, acme/old]"],
+            "never": ["git, actions: [push], resources: [acme/old]"],
+        },
+        [(7, "dead-pattern", "a/allow/0")],
+    ),
+    (
+        {"allow": ["git, actions: [pull], resources: [acme/web]", "git, actions: [pull, log], resources: ['acme/*']"]},
+        [(7, "redundant", "a/allow/0")],
+    ),
+    (
+        {
+            "allow": [
+                "git, actions: [pull], resources: [acme/web], when: {args.n: {lt: 5}}",
+                "git, actions: [pull], resources: [acme/web], when: {args.n: {lt: 9}}",
+            ]
+        },
+        [(7, "redundant", "a/allow/0")],
+    ),
+    ({"allow": ["git, actions: [pull], resources: [a/b], tier: 2", "git, actions: [pull], resources: ['a/*']"]}, []),
+    (  # two together leave nothing, though neither does alone
+        {
+            "allow": ["git, actions: [push], resources: [acme/web], branches: ['*']"],
+            "never": ["git, actions: [push], branches: ['a*', '?']", "git, actions: [push], branches: ['*']"],
+        },
+        [(7, "broad", "a/allow/0"), (7, "unreachable", "a/allow/0"), (9, "redundant", "a/never/0")],
+    ),
+    ({"allow": ["git, actions: [pull], resources: [acme/web], mode: shadow"]}, [(7, "shadow", "a/allow/0")]),
+    ({"never": ["git, actions: [push]"]}, [(4, "no-rules", "")]),
+]
+
+
+@pytest.mark.parametrize(("rules", "wanted"), CASES)
+def test_one_agent(rules: dict[str, list[str]], wanted: list[tuple[int, str, str]]) -> None:
+    written = "".join(
+        f"    {effect}:\n" + "".join(f"      - {{service: {one}}}\n" for one in several)
+        for effect, several in rules.items()
+    )
+    assert found(HEAD + written) == wanted
 
 
 def test_what_is_said_of_agents_sets_and_schedules() -> None:
@@ -77,7 +100,13 @@ rules:
 agents:
   a: {allow: [{service: git, actions: [pull], resources: [x]}]}
 """
-    assert found(text) == [(2, "shadow", ""), (3, "unused", ""), (5, "unused", ""), (7, "no-budget", ""), (7, "no-owner", "")]
+    assert found(text) == [
+        (2, "shadow", ""),
+        (3, "unused", ""),
+        (5, "unused", ""),
+        (7, "no-budget", ""),
+        (7, "no-owner", ""),
+    ]
 
 
 def test_a_file_that_does_not_load_says_everything_that_is_wrong() -> None:
@@ -116,9 +145,13 @@ def test_what_is_unreachable_decides_nothing(document: dict[str, Any], agent: st
 
 @given(policies(), st.sampled_from(["a", "b"]), st.lists(operations(), min_size=40, max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_without_what_is_redundant_every_answer_is_the_same(document: dict[str, Any], agent: str, asked: list[Any]) -> None:
+def test_without_what_is_redundant_every_answer_is_the_same(
+    document: dict[str, Any], agent: str, asked: list[Any]
+) -> None:
     document = {key: value for key, value in document.items() if key != "mode"}
-    useless = {one.rule for one in lint(json.dumps(document).encode(), "p.yaml") if one.code in {"redundant", "unreachable"}}
+    useless = {
+        one.rule for one in lint(json.dumps(document).encode(), "p.yaml") if one.code in {"redundant", "unreachable"}
+    }
     slim = json.loads(json.dumps(document))
     for name, part in [("guardrails", slim.get("guardrails", {})), *slim["agents"].items()]:
         for effect in ("allow", "require_approval", "never"):
@@ -135,8 +168,12 @@ def patterns(service: str, key: str) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(SERVICES[service][key]), min_size=1, max_size=5, unique=True)
 
 
-@given(st.sampled_from(["git", "aws"]).flatmap(lambda service: st.tuples(st.just(service), patterns(service, "resource_patterns"))),
-       st.text(alphabet="acme/billngxyd:.-s3rw", min_size=1, max_size=24))
+@given(
+    st.sampled_from(["git", "aws"]).flatmap(
+        lambda service: st.tuples(st.just(service), patterns(service, "resource_patterns"))
+    ),
+    st.text(alphabet="acme/billngxyd:.-s3rw", min_size=1, max_size=24),
+)
 @settings(max_examples=400, deadline=None)
 def test_every_value_is_of_a_sort(given_: tuple[str, list[str]], text: str) -> None:
     service, several = given_
@@ -152,7 +189,10 @@ def _matched(service: str, several: list[str], value: str) -> frozenset[int]:
     return frozenset(at for at, one in enumerate(several) if compile_patterns(Custom.RESOURCE, service, (one,))(value))
 
 
-@given(st.lists(st.text(alphabet="ab*?/.", min_size=1, max_size=7), min_size=1, max_size=4, unique=True), st.text(alphabet="ab/.c", min_size=1, max_size=8))
+@given(
+    st.lists(st.text(alphabet="ab*?/.", min_size=1, max_size=7), min_size=1, max_size=4, unique=True),
+    st.text(alphabet="ab/.c", min_size=1, max_size=8),
+)
 @settings(max_examples=400, deadline=None)
 def test_every_branch_is_of_a_sort(several: list[str], text: str) -> None:
     several = [one for one in several if bad_pattern(Custom.BRANCH, "git", one) is None]
@@ -161,7 +201,9 @@ def test_every_branch_is_of_a_sort(several: list[str], text: str) -> None:
     except TooMany:
         return
     if bad_branch(text) is None:
-        matched = frozenset(at for at, one in enumerate(several) if compile_patterns(Custom.BRANCH, "git", (one,))(text))
+        matched = frozenset(
+            at for at, one in enumerate(several) if compile_patterns(Custom.BRANCH, "git", (one,))(text)
+        )
         assert matched in made
 
 

@@ -116,7 +116,7 @@ WRONG: list[tuple[str, int, str | None, str]] = [
     ("project: p\nagents:\n  'a*b*c*d*e*': {}\n", 3, "agents.a*b*c*d*e*", "holds ** or more than 4 wildcards"),
     ("project: p\nagents:\n  freeze: {}\n", 3, "agents.freeze", "no agent may be called freeze"),
     ("project: p\nclaims: [args.x]\nagents: {}\n", 2, "claims[0]", "is nothing that can be claimed"),
-    ("project: p\nsubjects: {user: {ann: {roles: {a: b}}}}\nagents: {}\n", 2, "subjects.user.ann.roles", "or a list of at most"),
+    ("project: p\nsubjects: {user: {ann: {roles: {a: b}}}}\nagents: {}\n", 2, "subjects.user.ann.roles", "or a list of"),
     (RULE + "        resources: [acme/billing.git]\n", 7, A0 + ".resources[0]", "a repository is named without it"),
     (RULE + "        resources: ['git@acme.example:billing']\n", 7, A0 + ".resources[0]", "is an address"),
     # names

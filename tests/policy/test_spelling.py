@@ -33,7 +33,8 @@ GOOD = [
 ]  # fmt: skip
 
 BAD = [
-    ("git", "acme/billing.git", "without it"), ("git", "acme/billing.git/x", "without it"), ("git", "arn:aws:s3:::b/k", "address"),
+    ("git", "acme/billing.git", "without it"), ("git", "acme/billing.git/x", "without it"),
+    ("git", "arn:aws:s3:::b/k", "address"),
     ("git", "https://github.com/acme/billing", "is an address"), ("git", "git@github.com:acme/billing", "is an address"),
     ("git", "", "is empty"), ("git", "/acme/", "empty segment"), ("git", "//acme", "empty segment"),
     ("git", "acme//x", "empty segment"), ("git", "acme/", "empty segment"), ("git", ".", ". or .. segment"),

@@ -196,11 +196,19 @@ def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy)
         names = test.operations or list(written.operations)
         for name in names:
             if name not in written.operations:
-                raise wrong(f"{name!r} is no operation of this file{nearest(name, written.operations)}", *where, "operations")
+                raise wrong(
+                    f"{name!r} is no operation of this file{nearest(name, written.operations)}", *where, "operations"
+                )
         for agent, listed in test.expect.items():
             for name in listed:
                 if name not in names:
-                    raise wrong(f"{name!r} is none of the test's operations{nearest(name, names)}", *where, "expect", agent, name)
+                    raise wrong(
+                        f"{name!r} is none of the test's operations{nearest(name, names)}",
+                        *where,
+                        "expect",
+                        agent,
+                        name,
+                    )
             for name in names:
                 said = listed.get(name, "deny")
                 expected = said if isinstance(said, ExpectPart) else ExpectPart(decision=said)

@@ -103,9 +103,7 @@ class CompiledPolicy:
         if self._moments is None:
             rules = [*self.policy.guardrails, *(rule for rules in self.policy.sets.values() for rule in rules)]
             rules += [rule for entry in self.policy.agents.values() for rule in entry.rules]
-            told = {
-                encode(said): said for rule in rules for said in comparisons(rule.when) if said.attribute == "time"
-            }
+            told = {encode(said): said for rule in rules for said in comparisons(rule.when) if said.attribute == "time"}
             self._moments = tuple(compile_condition(said, "", self.policy.schedules) for said in told.values())
         if not self._moments:
             return ()

@@ -186,7 +186,7 @@ class _Parser:
         if op == "exists":
             if not isinstance(operand, bool):
                 raise ConditionError("must be true or false", path)
-            there = Comparison(attribute, "exists", True)  # noqa: FBT003 - the operand
+            there = Comparison(attribute, "exists", True)
             return there if operand else Not(there)
         if isinstance(operand, dict):
             return Comparison(attribute, op, self._attr(attribute, op, operand, path))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -23,6 +22,8 @@ from banksman.policy.regions import TooMany, sorts
 from banksman.policy.verdict import Outcome, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from banksman.policy.rules import Policy, Rule
 
 MOST_CONDITIONS = 8
@@ -43,8 +44,8 @@ class Answer(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One sort of operations that gets another answer, with one of them as the example. `under`: the conditions that hold and do
-    not, as people write them; "": whatever they are. `before` and `after` None: they may differ, which was not worked out.
+    """One sort of operations that gets another answer, with one of them as the example. `under`: the conditions that hold and
+    do not, as people write them; "": whatever they are. `before` and `after` None: they may differ, which was not worked out.
     """
 
     agent: str

@@ -91,9 +91,7 @@ def _farness(one: LookedAt) -> tuple[int, bool]:
 
 
 def _look(rule: Rule, asked: Asked, schedules: Mapping[str, Schedule]) -> LookedAt:
-    def failed(
-        predicate: Predicate, wanted: tuple[str, ...], *, left_out: bool = False
-    ) -> LookedAt:
+    def failed(predicate: Predicate, wanted: tuple[str, ...], *, left_out: bool = False) -> LookedAt:
         return LookedAt(rule.id, rule.effect, predicate, wanted, left_out, shadow=rule.shadow)
 
     if rule.service not in {asked.service, EVERY_SERVICE}:

@@ -1,9 +1,9 @@
 """Whether a condition holds: yes, no, or nobody can say.
 
-What an attribute is compared with has its type, or the comparison cannot be worked out: `5` is no `"5"`, true is no number, null
-is as if it was left out. Three values go together as Kleene had them: one plain no makes `all` a no whatever else cannot be said,
-one plain yes makes `any` a yes, so that the order in which things are looked at never matters. (S. C. Kleene, Introduction to
-Metamathematics, 1952, section 64.)
+What an attribute is compared with has its type, or the comparison cannot be worked out: `5` is no `"5"`, true is no number,
+null is as if it was left out. Three values go together as Kleene had them: one plain no makes `all` a no whatever else cannot be
+said, one plain yes makes `any` a yes, so that the order in which things are looked at never matters. (S. C. Kleene,
+Introduction to Metamathematics, 1952, section 64.)
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _comparison(said: Comparison, service: str, schedules: Mapping[str, Schedule
         whole = said.attribute in WHOLE  # its spelling was looked at before any rule was
         return lambda asked: _globbed(matches, get(asked), whole=whole)
     if said.attribute == "time":
-        return lambda asked, bound=moment(operand), compare=_COMPARE[said.op]: compare(get(asked), bound)  # type: ignore[misc]
+        operand = moment(operand)
     return lambda asked, compare=_COMPARE[said.op]: _compared(compare, get(asked), operand)  # type: ignore[misc]
 
 
@@ -215,4 +215,3 @@ def _of_subject(name: str, attribute: str, asked: Asked) -> Any:
 def _claimed(attribute: str, asked: Asked) -> Any:
     claims = asked.facts.claims
     return claims.get(attribute) if claims is not None else None
-

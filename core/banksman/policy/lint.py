@@ -50,8 +50,14 @@ CODES: dict[str, tuple[Level, str]] = {
     "unreachable": ("error", "stricter rules decide about everything that this rule is about"),
     "dead-pattern": ("warning", "stricter rules decide about everything that this one pattern of the rule is about"),
     "redundant": ("warning", "without this rule every answer would be the same"),
-    "allow-everything": ("error", "an `allow` rule for every action on every resource of a service, without a condition"),
-    "broad": ("warning", "an `allow` rule has a pattern without a single literal character, or none where others have one"),
+    "allow-everything": (
+        "error",
+        "an `allow` rule for every action on every resource of a service, without a condition",
+    ),
+    "broad": (
+        "warning",
+        "an `allow` rule has a pattern without a single literal character, or none where others have one",
+    ),
     "approval-without-resources": ("warning", "an approval rule without `resources` is about every resource there is"),
     "no-owner": ("warning", "nobody answers for an agent: neither it nor the project has an owner"),
     "no-budget": ("warning", "an agent may spend without a limit"),
@@ -130,7 +136,11 @@ class _Linter:
             self._verb(rule, at, action)
         if rule.branches and known is not None and not known.branches:
             self._say(
-                "never-matches", (*_place(rule), "branches"), f"{rule.service} has no branches", "leave `branches` out", rule
+                "never-matches",
+                (*_place(rule), "branches"),
+                f"{rule.service} has no branches",
+                "leave `branches` out",
+                rule,
             )
         for at, resource in enumerate(rule.resources or ()):
             if rule.service == "aws" and resource != "*" and not resource.startswith("arn:"):
@@ -146,7 +156,13 @@ class _Linter:
                 "name `resources`", rule,
             )  # fmt: skip
         if rule.shadow:
-            self._say("shadow", (*_place(rule), "mode"), "the rule is not enforced: it is only noted what it would do", "", rule)
+            self._say(
+                "shadow",
+                (*_place(rule), "mode"),
+                "the rule is not enforced: it is only noted what it would do",
+                "",
+                rule,
+            )
 
     def _verb(self, rule: Rule, at: int, action: str) -> None:
         known, where = SERVICES.get(rule.service), (*_place(rule), "actions", at)
@@ -170,13 +186,19 @@ class _Linter:
         every = "*" in rule.actions or "**" in rule.actions
         anything = rule.resources is None or bool({"*", "**"} & set(rule.resources))
         if every and anything and rule.when is None and rule.branches is None:
-            self._say("allow-everything", _place(rule), f"everything is allowed on {rule.service}", "name actions and resources", rule)
+            self._say(
+                "allow-everything",
+                _place(rule),
+                f"everything is allowed on {rule.service}",
+                "name actions and resources",
+                rule,
+            )
             return
         for key, patterns in (("actions", rule.actions), ("resources", rule.resources), ("branches", rule.branches)):
             for at, pattern in enumerate(patterns or ()):
                 if not pattern.strip("*?/:"):
                     self._say(
-                        "broad", (*_place(rule), key, at), f"{pattern} has no literal part, so that it matches nearly everything",
+                        "broad", (*_place(rule), key, at), f"{pattern} has no literal part: it matches nearly everything",
                         f"name {key}", rule,
                     )  # fmt: skip
 
@@ -197,7 +219,9 @@ class _Linter:
         narrow = "remove it, or narrow what goes before it"
         for rule, before in deciding.dead():
             if not rule.freeze:
-                self._say("unreachable", _place(rule), f"it never decides: before it always comes {before}", narrow, rule)
+                self._say(
+                    "unreachable", _place(rule), f"it never decides: before it always comes {before}", narrow, rule
+                )
         for rule, others in deciding.redundant():
             if not rule.freeze and not rule.shadow:
                 self._say("redundant", _place(rule), f"{others} says the same", "remove it", rule)

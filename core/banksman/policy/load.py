@@ -88,7 +88,9 @@ def checked(raw: bytes, file: str) -> tuple[PolicyFile | None, dict[Path, int], 
     try:
         written = PolicyFile.model_validate(document)
     except ValidationError as error:
-        places = {(line, path): message for line, path, message in (place_of(one, document, lines) for one in error.errors())}
+        places = {
+            (line, path): message for line, path, message in (place_of(one, document, lines) for one in error.errors())
+        }
         wrong = [InvalidPolicy(told, file=file, line=line, key=spell(path)) for (line, path), told in places.items()]
         # Of one line: a key that is spelled wrong before the one that is missing for it.
         return None, lines, sorted(wrong, key=lambda one: (one.line, one.message == MISSING, one.key))
@@ -261,13 +263,13 @@ def _line(path: Path, lines: dict[Path, int]) -> int:
     return lines.get(path, 1)
 
 
-def place_of(
-    detail: ErrorDetails, document: Any, lines: dict[Path, int], model: Any = None
-) -> tuple[int, Path, str]:
+def place_of(detail: ErrorDetails, document: Any, lines: dict[Path, int], model: Any = None) -> tuple[int, Path, str]:
     """(line, path, message) of one thing that pydantic found in a document of that model (else a policy)."""
     cause = detail.get("ctx", {}).get("error")
     path = tuple(step for step in detail["loc"] if step != "[key]")
-    while detail["type"] != "missing" and path and _at(document, path) is None:  # a type of a union is no step of the document
+    while (
+        detail["type"] != "missing" and path and _at(document, path) is None
+    ):  # a type of a union is no step of the document
         path = path[:-1]
     if isinstance(cause, PatternError):
         written = _at(document, (*path, cause.key))
@@ -296,7 +298,9 @@ def _keys_at(model: Any, path: Path) -> tuple[str, ...]:
 def _innermost(type_: Any) -> Any:
     """The model that a field holds, in a list or by name, or itself."""
     inner = [_innermost(one) for one in get_args(type_)]
-    return next((one for one in inner if hasattr(one, "model_fields")), type_ if hasattr(type_, "model_fields") else None)
+    return next(
+        (one for one in inner if hasattr(one, "model_fields")), type_ if hasattr(type_, "model_fields") else None
+    )
 
 
 def _at(document: Any, path: Path) -> Any:

@@ -83,8 +83,8 @@ def refuse(policy: Policy, agent: str, reason: Reason) -> Ruling:
 
 
 class _Combining(NamedTuple):
-    """`never` > left out > `require_approval` > `allow`. A freeze that asks makes nothing possible: it asks where the rest would
-    allow, which in shadow mode it always does (`allowed`).
+    """`never` > left out > `require_approval` > `allow`. A freeze that asks makes nothing possible: it asks where the rest
+    would allow, which in shadow mode it always does (`allowed`).
     """
 
     service: str
@@ -96,7 +96,9 @@ class _Combining(NamedTuple):
         forbidding = self._surest(rule for rule in matched if rule.effect == "never")
         if forbidding:
             rule = forbidding[0]
-            return _Judged("deny", NEVER, rule.id, self._why(rule, Reason.GUARDRAIL if rule.guardrail else Reason.NEVER))
+            return _Judged(
+                "deny", NEVER, rule.id, self._why(rule, Reason.GUARDRAIL if rule.guardrail else Reason.NEVER)
+            )
         if missing:
             return _Judged("deny", NEVER, missing[0].id, Reason.INCOMPLETE_OPERATION)
         asking = self._surest(rule for rule in matched if rule.effect == "require_approval")

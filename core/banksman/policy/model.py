@@ -41,9 +41,7 @@ _LONGEST = 30 * 86400
 
 def _name(value: str) -> str:
     if not is_name(value):
-        raise ValueError(
-            "must begin with a letter or digit and hold up to 128 letters, digits and . _ @ : -"
-        )
+        raise ValueError("must begin with a letter or digit and hold up to 128 letters, digits and . _ @ : -")
     return value
 
 
@@ -95,7 +93,9 @@ def _local(value: object) -> object:
     except ValueError:
         found = None
     if found is None or found.tzinfo is not None:
-        raise ValueError('must be a day or a moment by the schedule\'s own clock, in quotes: "2026-12-19", "2026-12-19T18:00"')
+        raise ValueError(
+            'must be a day or a moment by the schedule\'s own clock, in quotes: "2026-12-19", "2026-12-19T18:00"'
+        )
     return found
 
 
@@ -189,7 +189,9 @@ Attribute = Annotated[
     Any, AfterValidator(_attribute), WithJsonSchema({"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]})
 ]
 Claim = Annotated[str, AfterValidator(_claim)]
-When = Annotated[Any, BeforeValidator(_condition), PlainSerializer(_in_one_form), WithJsonSchema({"$comment": CONDITION})]
+When = Annotated[
+    Any, BeforeValidator(_condition), PlainSerializer(_in_one_form), WithJsonSchema({"$comment": CONDITION})
+]
 
 _PATTERNS = (Field(min_length=1, max_length=MAX_PATTERNS), AfterValidator(_as_set))
 Actions = Annotated[list[Annotated[str, Field(max_length=MAX_ACTION)]], *_PATTERNS]
@@ -343,7 +345,13 @@ class SchedulePart(_Part):
 
     @model_validator(mode="after")
     def _bounds_something(self) -> SchedulePart:
-        if self.days is None and self.since is None and self.until is None and self.begins is None and self.ends is None:
+        if (
+            self.days is None
+            and self.since is None
+            and self.until is None
+            and self.begins is None
+            and self.ends is None
+        ):
             raise ValueError("bounds nothing: give days, from, to, begins or ends")
         if self.begins is not None and self.ends is not None and self.begins >= self.ends:
             raise ValueError("ends before it begins")
@@ -365,7 +373,6 @@ class FreezePart(_Part):
         if self.approvers is not None and self.then == "deny":
             raise ValueError("approvers are asked only with `then: approve`")
         return self
-
 
 
 class PolicyFile(_Part):

@@ -9,9 +9,9 @@ draw), text that is not NFC, `%` escapes, backslashes, white space at an end, th
 read as paths: empty, `.` and `..` segments (one leading `/` is an absolute path). In an ARN: fewer than six parts, an empty
 sixth part, and in the sixth part, whose keys are opaque, only `.` and `..` segments. In the host of a URL (`https://…`) or of
 a resource of the service `http`: upper case, empty labels, a trailing dot, user names, a query, wildcards in what is asked
-(a pattern may have them), IP addresses and ports that are not written as everybody writes them. In git's repositories: addresses
-(`https://…`, `git@…:…`) and what ends in `.git`. In branches: what git
-takes for a way to name another one (`refs/heads/main`, `HEAD`, `HEAD:main`, `+main`, `main~0`).
+(a pattern may have them), IP addresses and ports that are not written as everybody writes them. In git's repositories:
+addresses (`https://…`, `git@…:…`) and what ends in `.git`. In branches: what git takes for a way to name another one
+(`refs/heads/main`, `HEAD`, `HEAD:main`, `+main`, `main~0`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_SERVICE = 128
 MAX_ACTION = 256
@@ -55,9 +58,8 @@ _DEFAULT_PORT = {"https": ":443", "http": ":80"}
 # Possessive (`*+`): they never go back, so a long value costs its length and no more.
 _SEGMENT = r"[A-Za-z0-9_@+=,~#:$(][A-Za-z0-9_.@+=,~#:$() -]*+"
 PLAIN_PATH = re.compile(rf"/?(?!(?i:arn|https?|wss?|ftp|file):){_SEGMENT}(?:/{_SEGMENT})*+(?<! )").fullmatch
-PLAIN_REPOSITORY = re.compile(
-    r"(?!.*\.git(?:/|\Z))[A-Za-z0-9_@+=,~#$(][A-Za-z0-9_.@+=,~#$() -]*+(?:/[A-Za-z0-9_@+=,~#$(][A-Za-z0-9_.@+=,~#$() -]*+)*+(?<! )"
-).fullmatch
+_NAME_PART = r"[A-Za-z0-9_@+=,~#$(][A-Za-z0-9_.@+=,~#$() -]*+"
+PLAIN_REPOSITORY = re.compile(rf"(?!.*\.git(?:/|\Z)){_NAME_PART}(?:/{_NAME_PART})*+(?<! )").fullmatch
 _PART = r"[A-Za-z0-9_=,#$(][A-Za-z0-9_.=,#$()-]*+"
 PLAIN_BRANCH = re.compile(rf"(?!refs/|heads/|HEAD\Z){_PART}(?:/{_PART})*+").fullmatch
 PLAIN_ARN = re.compile(
@@ -125,7 +127,9 @@ def _bad_repository(repository: str) -> str | None:
     if repository.endswith(".git") or ".git/" in repository:
         return "ends in .git: a repository is named without it"
     if ":" in repository:
-        return "is an address: a repository is named as owner/repository, with its host in front where there are several"
+        return (
+            "is an address: a repository is named as owner/repository, with its host in front where there are several"
+        )
     return None
 
 

@@ -59,7 +59,9 @@ def cells(rules: Sequence[Rule], service: str) -> Iterator[Cell]:
                 elif False not in held:
                     match.append(own[number])
             if match or missing:
-                yield Cell(action, resource and resource.example, branch and branch.example, tuple(match), tuple(missing))
+                yield Cell(
+                    action, resource and resource.example, branch and branch.example, tuple(match), tuple(missing)
+                )
 
 
 def implies(one: Condition | None, other: Condition | None) -> bool:

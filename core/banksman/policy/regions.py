@@ -9,10 +9,12 @@ D. Scott, "Finite automata and their decision problems", 1959). What is not foun
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from banksman.policy.globs import Custom, Wild, tokens_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_WORK = 1_000_000
 """Steps of patterns; a second or two. Beyond, a set of patterns is too much to go through; whoever asks says so."""

@@ -28,7 +28,7 @@ _COMPARISON = {
                 "exists": {"type": "boolean"},
                 "glob": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
                 "during": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
-            } | {op: _OPERAND for op in ("lt", "lte", "gt", "gte")},
+            } | dict.fromkeys(("lt", "lte", "gt", "gte"), _OPERAND),
         },
     ],
 }  # fmt: skip

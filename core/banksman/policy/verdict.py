@@ -57,8 +57,8 @@ MEANING: dict[Reason, str] = {
     Reason.TOO_LONG: "the service, action, resource or branch is longer than anything a policy can name",
     Reason.INCOMPLETE_OPERATION: "the operation leaves out its resource or branch, and a `never` or "
     "`require_approval` rule might match if it did not",
-    Reason.CONDITION_ERROR: "whether the condition of a `never` or `require_approval` rule holds cannot be worked out (an attribute "
-    "is missing, or has another type), so it counts as holding",
+    Reason.CONDITION_ERROR: "whether the condition of a `never` or `require_approval` rule holds cannot be worked out "
+    "(an attribute is missing, or has another type), so it counts as holding",
     Reason.FREEZE: "a freeze window of the project holds, and the operation does not only read",
     Reason.APPROVED: "a human said yes to exactly this operation, and this is the one request that may use it",
     Reason.APPROVAL_DENIED: "a human said no",

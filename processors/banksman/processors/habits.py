@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import field
 
-from banksman.policy.normal import fold_action
 from banksman.policy.catalogue import is_read_only
+from banksman.policy.normal import fold_action
 from banksman.processors.operation import DIGEST, digest, holds, visible, with_one
 
 if TYPE_CHECKING:

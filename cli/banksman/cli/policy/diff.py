@@ -60,7 +60,9 @@ def _read(path: str) -> bytes:
 
 
 def _told(one: Change) -> dict[str, Any]:
-    answers = {name: None if said is None else said._asdict() for name, said in (("before", one.before), ("after", one.after))}
+    answers = {
+        name: None if said is None else said._asdict() for name, said in (("before", one.before), ("after", one.after))
+    }
     return one._asdict() | answers | {"kind": one.kind}
 
 
@@ -79,7 +81,9 @@ def _say(changes: Sequence[Change]) -> None:
 
 
 def _examples(several: Sequence[Change]) -> Iterable[str]:
-    named = [" ".join(part or "-" for part in (one.resource, one.branch)) for one in several if one.resource or one.branch]
+    named = [
+        " ".join(part or "-" for part in (one.resource, one.branch)) for one in several if one.resource or one.branch
+    ]
     yield from named[:SHOWN]
     if len(named) > SHOWN:
         yield f"{len(named) - SHOWN} more of another kind"

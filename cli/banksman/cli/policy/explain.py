@@ -66,7 +66,9 @@ def _by_file(args: argparse.Namespace, given: dict[str, Any] | None) -> Mapping[
         raise InvalidInput(f"cannot be read: {error.strerror}", field=args.file) from None
     bundle = Bundle({policy.project: CompiledPolicy(policy)})
     asked = args.service, args.action, args.resource, args.branch
-    found: Mapping[str, Any] = msgspec.to_builtins(explain(bundle, policy.project, args.agent, *asked, Facts(given, at)))
+    found: Mapping[str, Any] = msgspec.to_builtins(
+        explain(bundle, policy.project, args.agent, *asked, Facts(given, at))
+    )
     return found
 
 
@@ -98,7 +100,8 @@ def _say(told: Mapping[str, Any]) -> None:
     if ruling.get("policy_version"):
         show.say(f"  policy: {ruling['policy_version']}")
     rows = [
-        (one["rule"], "matches" if one["failed"] is None else f"not its {one['failed']}", _wanted(one)) for one in told["rules"]
+        (one["rule"], "matches" if one["failed"] is None else f"not its {one['failed']}", _wanted(one))
+        for one in told["rules"]
     ]
     show.table(("rule", "", "it wants"), rows, empty="there is no rule for this agent")
 

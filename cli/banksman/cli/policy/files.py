@@ -17,7 +17,9 @@ TESTS = "_test.yaml"
 
 def argument(parser: argparse.ArgumentParser, what: str) -> None:
     """`PATH …`."""
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=f"{what}, or folders of them (default: BANKSMAN_POLICIES)")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help=f"{what}, or folders of them (default: BANKSMAN_POLICIES)"
+    )
 
 
 def found(paths: Sequence[str], *, tests: bool = False) -> list[Path]:
@@ -34,5 +36,7 @@ def found(paths: Sequence[str], *, tests: bool = False) -> list[Path]:
             raise InvalidInput(f"{path} is not there", field="PATH")
     if not several:
         kind = f"*{TESTS}" if tests else "*.yaml"
-        raise InvalidInput(f"no {kind} in {', '.join(paths) or settings.load(settings.Enforcer).policies}", field="PATH")
+        raise InvalidInput(
+            f"no {kind} in {', '.join(paths) or settings.load(settings.Enforcer).policies}", field="PATH"
+        )
     return several

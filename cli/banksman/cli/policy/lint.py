@@ -29,7 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     files.argument(parser, "policy files")
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
-    parser.add_argument("--format", choices=("text", "json", "github", "sarif"), default="text", help="for people, programs or CI")
+    parser.add_argument(
+        "--format", choices=("text", "json", "github", "sarif"), default="text", help="for people, programs or CI"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +61,10 @@ def _text(found: Sequence[Finding]) -> None:
     for one in found:
         rule = f" {one.rule}:" if one.rule else ""
         mend = f" -> {one.mend}" if one.mend else ""
-        show.say(f"{one.file}:{one.line}: {one.level}: {one.code}:{rule} {one.message}{mend}", "red" if one.level == "error" else "")
+        show.say(
+            f"{one.file}:{one.line}: {one.level}: {one.code}:{rule} {one.message}{mend}",
+            "red" if one.level == "error" else "",
+        )
 
 
 def _json(found: Sequence[Finding]) -> None:

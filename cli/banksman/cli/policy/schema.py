@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-HELP = """The JSON Schema of the policy format, for editors that complete and check YAML by one. What a schema cannot say (that a
-pattern can match, that a name is defined) `banksman policy lint` says."""
+HELP = """The JSON Schema of the policy format, for editors that complete and check YAML by one. What a schema cannot say (that
+a pattern can match, that a name is defined) `banksman policy lint` says."""
 EXAMPLES = """
   banksman policy schema > policy.schema.json
 """

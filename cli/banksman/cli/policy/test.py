@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from banksman.policy.cases import Ran
 
-HELP = """Whether policies answer as the files *_test.yaml beside them expect: every agent that a test names is asked about every
-operation, and what is not listed must be denied. The clock stands where the file says. Exit code 1: an answer is another one,
+HELP = """Whether policies answer as the files *_test.yaml beside them expect: every agent that a test names is asked about
+every operation, and what is not listed must be denied. The clock stands where the file says. Exit code 1: an answer is another one,
 or fewer rules than --coverage says decided anything."""
 EXAMPLES = """
   banksman policy test
@@ -27,7 +27,9 @@ EXAMPLES = """
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     files.argument(parser, "test files")
-    parser.add_argument("--coverage", type=_percent, metavar="PERCENT", help="the least share of rules that have to decide a case")
+    parser.add_argument(
+        "--coverage", type=_percent, metavar="PERCENT", help="the least share of rules that have to decide a case"
+    )
     show.json_argument(parser)
 
 
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         _say(ran)
         cases, failed = sum(len(one.results) for one in ran), sum(len(one.failed) for one in ran)
-        show.say(f"{show.count(cases, 'case')}, {failed} not as expected; {rules - uncovered} of {show.count(rules, 'rule')} decided one")
+        decided = f"{rules - uncovered} of {show.count(rules, 'rule')} decided one"
+        show.say(f"{show.count(cases, 'case')}, {failed} not as expected; {decided}")
     if args.coverage is not None and share < args.coverage:
         show.note(f"banksman policy test: {share:.1f} % of the rules decided a case, {args.coverage:g} % are wanted")
         return 1
