@@ -1,8 +1,8 @@
 """Whether a condition holds: yes, no, or nobody can say.
 
 What an attribute is compared with has its type, or the comparison cannot be worked out: `5` is no `"5"`, true is no number,
-null is as if it was left out. Three values go together as Kleene had them: one plain no makes `all` a no whatever else cannot be
-said, one plain yes makes `any` a yes, so that the order in which things are looked at never matters. (S. C. Kleene,
+null is as if it was left out. Three values go together as Kleene had them: one plain no makes `all` a no whatever else cannot
+be said, one plain yes makes `any` a yes, so that the order in which things are looked at never matters. (S. C. Kleene,
 Introduction to Metamathematics, 1952, section 64.)
 """
 
