@@ -109,8 +109,8 @@ Everything in a mapping must hold; `any: [...]`, `all: [...]` and `not: {...}` p
 | a plain value, `is: VALUE` | is the value: the same type, the same text or number |
 | a plain list, `in: [VALUES]` | is one of them |
 | `lt`, `lte`, `gt`, `gte` | is a number (`time`: a moment with its zone) below, at most, above, at least |
-| `glob: PATTERN` or a list | is text that a pattern matches; text with more than one spelling (`a/../b`) cannot be worked out |
-| `has: VALUE` or a list | is a list that holds one of them |
+| `glob: PATTERN` or a list | is text that a pattern matches; text with more than one spelling (`a/../b`), or of more than 4096 characters, cannot be worked out |
+| `has: VALUE` or a list | is a list (of at most 1000 values) that holds one of them |
 | `exists: true` or `false` | is there; null is as if it was left out |
 | `during: SCHEDULE` or a list (`time` alone) | is within one of the schedules |
 | `not: COMPARISON` or a value or a list | does not compare so |

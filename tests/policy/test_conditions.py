@@ -89,6 +89,12 @@ def test_the_policy_speaks_before_a_claim() -> None:
     )
 
 
+def test_what_an_agent_makes_long_is_not_gone_through() -> None:
+    assert truth({"args.t": {"glob": "**"}}, {"t": "x" * 4097}) is None
+    assert truth({"args.l": {"has": "a"}}, {"l": ["a"] * 1001}) is None
+    assert truth({"args.t": {"in": {"attr": "args.l"}}}, {"t": "a", "l": ["a"] * 1001}) is None
+
+
 # ── forms ──
 
 names = st.sampled_from(["args.a", "args.b", "resource", "branch", "subject.role", "time"])

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from banksman.policy.conditions import WHOLE, All, Attr, Comparison, Condition, Not, Some, custom_of, moment
+from banksman.policy.conditions import MAX_VALUES, WHOLE, All, Attr, Comparison, Condition, Not, Some, custom_of, moment
 from banksman.policy.globs import compile_patterns
-from banksman.policy.normal import bad_resource
+from banksman.policy.normal import MAX_RESOURCE, bad_resource
 from banksman.policy.schedules import Schedule, holds
 
 
@@ -126,7 +126,7 @@ def _compared(compare: Callable[[Any, Any], Truth], value: Any, wanted: Any) -> 
 
 
 def _globbed(matches: Callable[[str], object], value: Any, *, whole: bool) -> Truth:
-    if not isinstance(value, str) or not (whole or bad_resource("", value) is None):
+    if not isinstance(value, str) or len(value) > MAX_RESOURCE or not (whole or bad_resource("", value) is None):
         return None  # `a/../b` has more than one spelling, so a pattern says nothing about it
     return bool(matches(value))
 
@@ -144,7 +144,7 @@ def _is(value: Any, wanted: Any) -> Truth:
 
 
 def _in(value: Any, wanted: Any) -> Truth:
-    if not isinstance(wanted, Sequence) or isinstance(wanted, str):
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str) or len(wanted) > MAX_VALUES:
         return None
     kin = [one for one in wanted if _same_kind(value, one)]
     return value in kin if kin else None
@@ -152,10 +152,16 @@ def _in(value: Any, wanted: Any) -> Truth:
 
 def _has(value: Any, wanted: Any) -> Truth:
     """One of the wanted is in a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_VALUES:
         return None
-    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    return any(_same_kind(one, other) and one == other for one in value for other in wanted)
+    several = wanted if isinstance(wanted, tuple) else (wanted,)
+    there = {_typed(one) for one in value if isinstance(one, bool | int | float | str)}
+    return any(_typed(one) in there for one in several)
+
+
+def _typed(value: Any) -> tuple[type, Any]:
+    """To Python 1 and true are the same."""
+    return (float if isinstance(value, int) and not isinstance(value, bool) else type(value)), value
 
 
 def _ordered(compare: Callable[[Any, Any], bool], value: Any, wanted: Any) -> Truth:
