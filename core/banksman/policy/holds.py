@@ -117,12 +117,16 @@ def _comparison(said: Comparison, service: str, schedules: Mapping[str, Schedule
         whole = said.attribute in WHOLE  # its spelling was looked at before any rule was
         return lambda asked: _globbed(matches, get(asked), whole=whole)
     if said.attribute == "time":
-        operand = moment(operand)
+        return partial(_timed, _COMPARE[said.op], moment(operand))
     return lambda asked, compare=_COMPARE[said.op]: _compared(compare, get(asked), operand)  # type: ignore[misc]
 
 
 def _compared(compare: Callable[[Any, Any], Truth], value: Any, wanted: Any) -> Truth:
     return None if value is None or wanted is None else compare(value, wanted)
+
+
+def _timed(compare: Callable[[Any, Any], Truth], bound: float | None, asked: Asked) -> Truth:
+    return compare(_time(asked), bound)
 
 
 def _globbed(matches: Callable[[str], object], value: Any, *, whole: bool) -> Truth:

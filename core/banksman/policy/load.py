@@ -248,7 +248,8 @@ def _unknown_names(written: PolicyFile) -> Iterator[tuple[Path, str]]:
         for effect in EFFECTS:
             for at, rule in enumerate(getattr(part, effect, ())):
                 for said in comparisons(rule.condition):
-                    for name in said.operand if said.op == "during" else ():
+                    named = said.operand if said.op == "during" and isinstance(said.operand, tuple) else ()
+                    for name in map(str, named):
                         if name not in written.schedules:
                             yield (*path, effect, at, "when"), _no(name, "schedule", written.schedules)
 
