@@ -78,7 +78,7 @@ def test_a_broken_file_leaves_what_was_in_force(desk: Desk) -> None:
     assert (change.loaded, change.removed) == ((), ())
     (rejection,) = change.rejected
     assert (rejection.file, rejection.line, rejection.key, rejection.project) == ("a.yaml", 3, "agents.a.alow", "x")
-    assert rejection.message == "is not a key of the format here"
+    assert rejection.message == "is not a key of the format here; did you mean allow?"
     assert (rejection.attempted or "").startswith("sha256:")
     assert desk.shelf.bundle.policies["x"] is before
     # Said once; broken in another way, said again; deleted, gone after all.

@@ -16,9 +16,10 @@ import msgspec
 
 from banksman.policy.conditions import Condition, plain
 from banksman.policy.globs import Custom
-from banksman.policy.match import judge
+from banksman.policy.match import judge, refuse
 from banksman.policy.reach import Cell, cells, implies, services
 from banksman.policy.regions import TooMany, sorts
+from banksman.policy.rules import EVERY_SERVICE
 from banksman.policy.verdict import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def diff(old: Policy, new: Policy) -> Iterator[Change]:
         before, after = list(old.rules_of(agent)), list(new.rules_of(agent))
         if _same_rules(before, after) and old.is_shadow(agent) == new.is_shadow(agent) and _known(old, new, agent):
             continue
+        yield from _compared(old, new, agent, EVERY_SERVICE, _NO_RULE)
         for service in services((*before, *after)):
             try:
                 for cell in cells((*before, *(_marked(rule) for rule in after)), service):
@@ -109,6 +111,9 @@ def agents(old: Policy, new: Policy) -> list[str]:
     found = [one for one in sorts(Custom.ACTION, "", patterns) if one.matched] if patterns else []
     return sorted(named | {one.example for one in found})
 
+
+_NO_RULE = Cell("*", None, None, (), ())
+"""What no rule names."""
 
 _NEW = "new\n"
 """Before the ids of the new policy's rules, so that they are told apart in one table."""
@@ -160,8 +165,11 @@ def _answer(policy: Policy, agent: str, service: str, cell: Cell, held: dict[byt
             if rule.id.startswith(_NEW) is new and (rule.when is None or held[msgspec.json.encode(rule.when)])
         ]
 
-    otherwise = Reason.UNKNOWN_AGENT if policy.of(agent) is None else Reason.DEFAULT_DENY
-    ruling = judge(policy, agent, service, cell.action, of(cell.match), of(cell.missing), otherwise=otherwise)
+    if policy.of(agent) is None and not policy.shadow:
+        ruling = refuse(policy, agent, Reason.UNKNOWN_AGENT)
+    else:
+        otherwise = Reason.UNKNOWN_AGENT if policy.of(agent) is None else Reason.DEFAULT_DENY
+        ruling = judge(policy, agent, service, cell.action, of(cell.match), of(cell.missing), otherwise=otherwise)
     approvers = tuple((one.any, one.min, one.expires) for one in ruling.approvers)
     return Answer(ruling.decision, ruling.tier, ruling.rule, ruling.reason, approvers, ruling.shadow)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from banksman.policy.globs import Custom, Wild, tokens_of
+from banksman.policy.globs import Custom, Wild, compile_patterns, tokens_of
+from banksman.policy.normal import bad_branch, bad_resource, bad_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,9 @@ class Sort(NamedTuple):
     example: str
 
 
+_BEGIN = "^"
+"""Of the segment of nothing yet: a state of its own, since nothing is no value."""
+
 _Place = tuple[int, int, bool]
 """(pattern, element, inside): `inside` of a `**/` that has taken something, so that it has to end in a slash."""
 
@@ -41,41 +45,58 @@ _Place = tuple[int, int, bool]
 def sorts(custom: Custom, service: str, patterns: Sequence[str]) -> list[Sort]:
     """Every sort of values, the one that nothing matches included if there is any. TooMany."""
     programs = [list(_elements(tokens_of(custom, service, pattern))) for pattern in patterns]
+    no_slash_after = {"/", "/.", "/.."} | ({_BEGIN} if custom is Custom.BRANCH else set())
     literals = {element for program in programs for element in program if isinstance(element, str)}
     other = next(char for char in _OTHERS + "".join(map(chr, range(0x4E00, 0x9000))) if char not in literals)
     paths = custom is not Custom.ACTION and service != "aws" and not any(one.startswith("arn:") for one in patterns)
-    start = _closed(programs, ((number, 0, False) for number in range(len(programs)))), ""
+    start = _closed(programs, ((number, 0, False) for number in range(len(programs)))), _BEGIN
     seen: dict[tuple[frozenset[_Place], str], str] = {start: ""}
     waiting, work = deque([start]), 0
-    found: dict[frozenset[int], tuple[bool, str]] = {}
+    found: dict[frozenset[int], str] = {}
     while waiting:
         state = waiting.popleft()
         places, segment = state
         value = seen[state]
         if value:
             matched = frozenset(number for number, at, inside in places if at == len(programs[number]) and not inside)
-            nice = segment not in {"/", "/.", "/.."} if paths else True
-            if matched not in found or (nice and not found[matched][0]):
-                found[matched] = nice, value
+            if matched not in found or not is_asked(custom, service, found[matched]):
+                found[matched] = value
         chars = (other, *sorted(_next(programs, places) | {"/", ":"} - {other}))
         work += len(places) * len(chars)
         if work > MAX_WORK:
             raise TooMany(f"{len(patterns)} patterns")
         for char in chars:
-            if paths and char == "/" and segment in {"", "/", "/.", "/.."} and value:
-                continue  # no operation has such a segment
+            if char == "/" and segment in no_slash_after:
+                continue  # no operation is spelled so
             after = _step(programs, places, char), (_segment(segment, char) if paths else "")
             if after not in seen:
                 seen[after] = value + char
                 waiting.append(after)
-    return [Sort(matched, example) for matched, (_, example) in found.items()]
+    return [Sort(matched, _better(custom, service, patterns, matched, value)) for matched, value in found.items()]
+
+
+def is_asked(custom: Custom, service: str, value: str) -> bool:
+    """Whether an operation can name it so: anything else is denied before any rule is looked at."""
+    if custom is Custom.ACTION:
+        return bad_text(value) is None
+    return (bad_branch(value) if custom is Custom.BRANCH else bad_resource(service, value)) is None
+
+
+def _better(custom: Custom, service: str, patterns: Sequence[str], matched: frozenset[int], value: str) -> str:
+    """One of the same sort that can be asked, if a longer one can: the shortest may end too early (`arn:aws::::`)."""
+    for longer in (value, f"{value}x", f"{value}/x"):
+        if is_asked(custom, service, longer) and matched == frozenset(
+            number for number, one in enumerate(patterns) if compile_patterns(custom, service, (one,))(longer)
+        ):
+            return longer
+    return value
 
 
 def _segment(before: str, char: str) -> str:
     """What is known of the segment that a value is in: empty (`/`), dots alone, or `x`."""
     if char == "/":
         return "/"
-    if char == "." and before in {"", "/", "/."}:
+    if char == "." and before in {_BEGIN, "/", "/."}:
         return "/.." if before == "/." else "/."
     return "x"
 
