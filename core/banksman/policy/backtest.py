@@ -41,6 +41,8 @@ class Recorded(NamedTuple):
     session: str
     args: Mapping[str, Any] | None = None
     at: float | None = None
+    days: int = 0
+    """On how many days."""
 
 
 class Needs(NamedTuple):

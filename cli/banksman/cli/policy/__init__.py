@@ -14,6 +14,8 @@ EXAMPLES = """
   banksman policy explain --agent claude-invoice-01 git push acme/billing main
   banksman policy diff old.yaml new.yaml
   banksman policy backtest policies/billing.yaml --since 30d
+  banksman policy suggest --agent claude-invoice-01 --since 14d
+  banksman policy show billing-automation@v2+sha256:0123456789ab
   banksman policy schema > policy.schema.json
 """
 
@@ -23,6 +25,8 @@ VERBS = {
     "explain": "why an operation is answered as it is",
     "diff": "which operations get another answer",
     "backtest": "what a candidate would have answered to what agents really asked",
+    "suggest": "a policy of least privilege, from what an agent really did",
+    "show": "the text of a policy that was in force",
     "schema": "the JSON Schema of the format, for editors",
 }
 
