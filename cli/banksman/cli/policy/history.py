@@ -24,7 +24,7 @@ OF_CONTROLS = ("revoked", "killed", "paused", "exhausted")
 OF_APPROVALS = ("approved", "approval_denied", "approval_expired", "approval_used", "approval_unfit")
 """Reasons behind which the policy said `approve`."""
 SLOW_S = 600.0
-LEAST = timedelta(seconds=1)
+LEAST = timedelta(milliseconds=1)
 _LENGTH = re.compile(r"([1-9][0-9]{0,6})([smhd])").fullmatch
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

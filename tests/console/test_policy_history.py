@@ -1,16 +1,20 @@
-"""`banksman policy backtest` against a real audit log: what counts as history, and what a candidate makes of it."""
+"""`banksman policy backtest`, `suggest` and `show` against a real audit log: what counts as history, and what is made of it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.console.conftest import Stand
+from tests.enforcer.conftest import until
 
 from banksman import stamps
 from banksman.cli import main
+from banksman.events import PolicyLoaded
+from banksman.signing import service_signer
 
 CANDIDATE = """project: shop
 agents:
@@ -25,17 +29,28 @@ agents:
 """
 
 
+Policy = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def backtest(stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def policy(stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """`banksman policy …` in a folder of its own -> its exit code, what it prints, what it says."""
     monkeypatch.setenv("BANKSMAN_CONSOLE_URL", stand.base)
     monkeypatch.setenv("BANKSMAN_OPERATOR_TOKEN", stand.desk.viewer)
     monkeypatch.chdir(tmp_path)
 
-    def run(text: str, *more: str) -> tuple[int, Any]:
-        (tmp_path / "candidate.yaml").write_text(text)
+    def run(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = main.main(["policy", "backtest", "candidate.yaml", "--since", "1d", "--json", *more])
-        out, err = capsys.readouterr()
+        return main.main(["policy", *words]), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def backtest(policy: Policy) -> Callable[..., tuple[int, Any]]:
+    def run(text: str, *more: str) -> tuple[int, Any]:
+        Path("candidate.yaml").write_text(text)
+        code, out, err = policy("backtest", "candidate.yaml", "--since", "1d", "--json", *more)
         return code, json.loads(out) if out else err
 
     return run
@@ -110,3 +125,55 @@ def test_what_is_wrong_is_told(backtest: Any) -> None:
     code, told = backtest(CANDIDATE, "--since", "yesterday")
     assert code == 2
     assert "--since" in told
+
+
+def test_suggest_lint_and_backtest_go_round(stand: Stand, policy: Policy, backtest: Any) -> None:
+    stand.publish(
+        *(asked(stand, f"feature/{n}", agent="suggested") for n in range(12)),
+        *(asked(stand, "main", "approve", agent="suggested", reason="approval_required") for _ in range(2)),
+        *(asked(stand, "release/1", "deny", agent="suggested", reason="default_deny") for _ in range(3)),
+    )
+    code, text, told = policy("suggest", "--agent", "suggested", "--since", "1d")
+    assert code == 0, told
+    assert "branches: [feature/*]" in text
+    assert "not in it, as it was denied 3 times: git push acme/web release/1" in told
+    Path("suggested.yaml").write_text(text)
+    assert policy("lint", "suggested.yaml")[0] == 0
+    code, report = backtest(text, "--agent", "suggested")
+    assert (code, report["decisions"], report["moved"]) == (0, 17, [])
+    assert policy("suggest", "--agent", "suggested", "--out", "x.yaml")[0] == 0
+    assert Path("x.yaml").read_text() == text
+
+
+def test_an_agent_cannot_teach_its_own_policy(stand: Stand, policy: Policy) -> None:
+    """What it reports of itself, or signs as somebody else, is no decision; what it was denied is none that counts."""
+    wanted = asked(stand, "main", agent="sly")
+    stand.publish(wanted, signed=False)
+    stand.publish(asked(stand, "main", agent="sly"), replay="made-up")
+    stand.publish(*(asked(stand, "main", "deny", agent="sly", reason="default_deny") for _ in range(50)))
+    code, text, told = policy("suggest", "--agent", "sly")
+    assert (code, text) == (1, "")
+    assert "sly was allowed nothing" in told
+
+
+def test_show_prints_what_was_in_force(stand: Stand, policy: Policy) -> None:
+    texts = [f'{{"agents":{{"a":{{}}}},"project":"shown","version":{n}}}' for n in (1, 2)]
+    moments = []
+    for number, text in enumerate(texts, 1):
+        stand.desk.write(
+            PolicyLoaded(
+                v=1, id=stamps.uuid7(), time=stamps.rfc3339(), source="enforcer#1", project="shown", text=text,
+                policy_version=f"shown@v{number}+sha256:{number:012d}", replica="r1", file="shown.yaml",
+            ),
+            signer=service_signer(stand.archive.secret, "enforcer"),
+        )  # fmt: skip
+        until(lambda number=number: f"shown@v{number}+" in policy("show", "--project", "shown")[1], 20)
+        moments.append(stamps.rfc3339())
+    code, out, _ = policy("show", "--project", "shown", "--at", moments[0], "--json")
+    assert code == 0
+    assert json.loads(out)["text"] == texts[0]
+    assert json.loads(policy("show", f"shown@v2+sha256:{2:012d}", "--json")[1])["text"] == texts[1]
+    assert "version: 2" in policy("show", "--project", "shown")[1]
+    assert policy("show", "--project", "shown", "--at", "2020-01-01T00:00:00Z")[0] == 1
+    assert policy("show", "shown@v9+sha256:000000000009")[0] == 2
+    assert policy("show")[0] == 2
