@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,10 @@ def test_an_agent_cannot_teach_its_own_policy(stand: Stand, policy: Policy) -> N
     assert "sly was allowed nothing" in told
 
 
+def _is_shown(policy: Policy, version: str) -> bool:
+    return version in policy("show", "--project", "shown")[1]
+
+
 def test_show_prints_what_was_in_force(stand: Stand, policy: Policy) -> None:
     texts = [f'{{"agents":{{"a":{{}}}},"project":"shown","version":{n}}}' for n in (1, 2)]
     moments = []
@@ -167,7 +172,8 @@ def test_show_prints_what_was_in_force(stand: Stand, policy: Policy) -> None:
             ),
             signer=service_signer(stand.archive.secret, "enforcer"),
         )  # fmt: skip
-        until(lambda number=number: f"shown@v{number}+" in policy("show", "--project", "shown")[1], 20)
+        wanted = f"shown@v{number}+"
+        until(partial(_is_shown, policy, wanted), 20)
         moments.append(stamps.rfc3339())
     code, out, _ = policy("show", "--project", "shown", "--at", moments[0], "--json")
     assert code == 0

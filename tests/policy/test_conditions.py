@@ -178,7 +178,8 @@ def _not(one: bool | None) -> bool | None:
 
 def _test(name: str, op: str, operand: Any, asked: Asked) -> bool | None:
     if op == "not":
-        return _not(_test(name, *next(iter(operand.items())), asked))
+        inner, value = next(iter(operand.items()))
+        return _not(_test(name, inner, value, asked))
     return compile_condition(parse({name: {op: operand}}, "git"), "git", {})(asked)
 
 
@@ -268,9 +269,11 @@ def bundle() -> Bundle:
 def ask(
     where: Bundle, agent: str, operation: str, args: dict[str, Any] | None = None, at: float | None = NOON
 ) -> Verdict:
-    facts = Facts(args, at)
-    verdict = where.decide("p", agent, *operation.split(), facts=facts)  # type: ignore[misc]
-    assert explain(where, "p", agent, *operation.split(), facts=facts).verdict == verdict  # type: ignore[misc]
+    facts, (service, action, resource) = Facts(args, at), [*operation.split(), None][:3]
+    assert service is not None
+    assert action is not None
+    verdict = where.decide("p", agent, service, action, resource, facts=facts)
+    assert explain(where, "p", agent, service, action, resource, facts=facts).verdict == verdict
     return verdict
 
 

@@ -98,7 +98,7 @@ def test_an_answer_that_changes_is_in_it_and_examples_are_true(
     for agent in {*old["agents"], *new["agents"]}:
         by_place = {one.service for one in told if one.agent == agent}
         for operation in asked:
-            one, two = (where.decide(PROJECT, agent, *operation).ruling for where in (before, after))
-            if one.reason == "not_canonical" or (one.decision, one.tier) == (two.decision, two.tier):
+            was, now = (where.decide(PROJECT, agent, *operation).ruling for where in (before, after))
+            if was.reason == "not_canonical" or (was.decision, was.tier) == (now.decision, now.tier):
                 continue
             assert {operation[0], "*"} & by_place, (operation, told)

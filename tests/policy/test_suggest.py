@@ -15,12 +15,14 @@ from banksman.policy.compile import CompiledPolicy
 from banksman.policy.lint import lint
 from banksman.policy.load import load
 from banksman.policy.suggest import ENOUGH, LISTED, Suggestion, generalised, suggest
+from banksman.policy.verdict import Outcome
 
 
-def did(operation: str, said: str = "allow", times: int = 1, days: int = 1) -> Recorded:
+def did(operation: str, said: Outcome = "allow", times: int = 1, days: int = 1) -> Recorded:
     """`git push acme/web main`; a dash for what was left out."""
-    parts: list[Any] = [None if part == "-" else part for part in operation.split()]
-    return Recorded("a", *(parts + [None] * (4 - len(parts))), said, times, "s1", days=days)  # type: ignore[arg-type]
+    service, action, resource, branch = [*operation.split(), "-", "-"][:4]
+    where, on = (None if part == "-" else part for part in (resource, branch))
+    return Recorded("a", service, action, where, on, said, times, "s1", days=days)
 
 
 def rules(made: Suggestion) -> dict[str, Any]:
