@@ -53,7 +53,7 @@ docs: setup ## write the reference pages that are made from the code
 	$(BIN)/python docs/build
 
 golden: setup ## write the golden files again; the diff is read in review
-	$(BIN)/pytest --golden-write -p no:randomly tests/golden tests/docs/test_tutorial.py
+	$(BIN)/pytest --golden-write -p no:randomly tests/golden tests/docs/test_tutorial.py tests/docs/test_first_policy.py
 
 clean: ## remove .venv and caches (not .banksman, where the data is)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -100,6 +100,17 @@ def test_what_would_be_another_answer(stand: Stand, backtest: Any) -> None:
     assert (code, told["decisions"]) == (0, 0)
 
 
+def test_diff_counts_what_was_really_asked(stand: Stand, policy: Policy) -> None:
+    stand.publish(*(asked(stand, "main", "approve", agent="differs", reason="approval_required") for _ in range(3)))
+    old = CANDIDATE.replace("backtested", "differs")
+    Path("old.yaml").write_text(old)
+    Path("new.yaml").write_text(old.replace("branches: [main]", "branches: [trunk]"))
+    code, out, _ = policy("diff", "old.yaml", "new.yaml", "--history", "1d", "--json")
+    assert code == 1
+    assert json.loads(out)["history"]["totals"] == {"approve->deny": 3}
+    assert "3 approve -> deny" in policy("diff", "old.yaml", "new.yaml", "--history", "1d")[1]
+
+
 def test_conditions_look_at_recorded_arguments(stand: Stand, backtest: Any) -> None:
     def refund(amount: Any) -> dict[str, Any]:
         call = stand.action("tool.call", "refunder", "s-refund", service="stripe", action="refunds:create")

@@ -53,13 +53,14 @@ def run(args: argparse.Namespace) -> int:
             backtest.take(several)
     report = backtest.done()
     if args.json:
-        show.emit(_told(report) | {"policy_version": policy.version, "since": begins.isoformat()})
+        show.emit(told_of(report) | {"policy_version": policy.version, "since": begins.isoformat()})
     else:
-        _say(report, policy.version, begins)
+        say(report, policy.version, args.since)
     return 1 if report.moved else 0
 
 
-def _told(report: Report) -> dict[str, Any]:
+def told_of(report: Report) -> dict[str, Any]:
+    """For programs."""
     return {
         "decisions": report.decisions, "agents": len(report.agents), "totals": dict(report.totals()),
         "moved": [
@@ -73,10 +74,12 @@ def _told(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _say(report: Report, version: str, begins: datetime) -> None:
+def say(report: Report, what: str, since: str) -> None:
+    """For people: how many, and which."""
     other = sum(report.totals().values())
     decisions, agents = show.count(report.decisions, "decision"), show.count(len(report.agents), "agent")
-    show.say(f"{version}: {decisions} of {agents} since {begins:%Y-%m-%d %H:%M} UTC, {other:,} would be other ones")
+    ago = "" if "T" in since else " ago"
+    show.say(f"{what}: {decisions} of {agents} since {since}{ago}, {other:,} would be other ones")
     for change, times in sorted(report.totals().items()):
         before, _, after = change.partition("->")
         show.say(f"  {times:>9,} {before} -> {after}", _style(before, after))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from banksman.cli import show
+from banksman.cli.policy import history
+from banksman.cli.policy.backtest import say, told_of
 from banksman.errors import InvalidInput
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
+    from banksman.policy.backtest import Report
     from banksman.policy.diff import Answer, Change
+    from banksman.policy.rules import Policy
 
 HELP = """Which operations get another answer: found by going through all that the two policies can tell apart, not by comparing
 text. Two files that say the same in other words differ in nothing. Each line stands for all operations that the rules treat
@@ -20,6 +25,7 @@ alike, and names one. Exit code 1: some answer, or some setting, is another one.
 EXAMPLES = """
   banksman policy diff old.yaml new.yaml
   git show main:policies/billing.yaml > /tmp/old.yaml && banksman policy diff /tmp/old.yaml policies/billing.yaml
+  banksman policy diff old.yaml new.yaml --history 7d
   banksman policy diff old.yaml new.yaml --json
 """
 SHOWN = 3
@@ -29,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("old", help="the policy file as it was")
     parser.add_argument("new", help="as it is to be")
+    parser.add_argument(
+        "--history", metavar="TIME", help="count also what was really asked since then (7d, or RFC 3339)"
+    )
     show.json_argument(parser)
 
 
@@ -41,15 +50,37 @@ def run(args: argparse.Namespace) -> int:
     if old.project != new.project:
         raise InvalidInput(f"is about {new.project}, and {args.old} about {old.project}", field=args.new)
     changes, others = list(diff(old, new)), list(settings(old, new))
+    report = _history(old, new, args.history) if args.history else None
     if args.json:
-        show.emit({"changes": [_told(one) for one in changes], "settings": [one._asdict() for one in others]})
+        told = {"changes": [_told(one) for one in changes], "settings": [one._asdict() for one in others]}
+        show.emit(told | ({"history": told_of(report)} if report is not None else {}))
     else:
         _say(changes)
         for one in others:
             show.say(f"{one.about}: {one.what} is {one.after}, was {one.before}")
         if not changes and not others:
             show.say("every operation gets the same answer")
+        if report is not None:
+            say(report, f"{new.version} in place of {old.version}", args.history)
     return 1 if changes or others else 0
+
+
+def _history(old: Policy, new: Policy, since: str) -> Report:
+    """What was really asked, and gets another answer by the new policy than by the old one."""
+    from banksman.policy.backtest import Backtest, Needs, needs
+    from banksman.policy.compile import CompiledPolicy
+    from banksman.policy.holds import Facts
+
+    now = datetime.now(UTC)
+    before, after = CompiledPolicy(old), Backtest(new)
+    wanted = Needs(*map(any, zip(needs(old), needs(new), strict=True)))
+    with history.bar(f"decisions of {new.project}") as progress:
+        for several in history.recorded(new.project, history.since(since, now), now, wanted, progress=progress):
+            for one in several:
+                asked = one.service, one.action, one.resource, one.branch
+                ruling = before.decide(one.agent, *asked, Facts(one.args, one.at)).ruling
+                after.take([one._replace(said=ruling.shadow or ruling.decision)])
+    return after.done()
 
 
 def _read(path: str) -> bytes:
