@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,9 @@ import pytest
 from tests.enforcer.conftest import Answer, Desk, Enforcer, Tape, make_desk, make_replica, until
 from tests.servers import Broker
 
+from banksman.enforcer.budgets import Exhausted
+from banksman.enforcer.decision import spent
+from banksman.policy.verdict import Reason, Ruling, Verdict
 from banksman.stamps import uuid7
 from banksman.topics import Topic
 
@@ -167,3 +171,23 @@ def test_the_same_question_is_decided_anew_when_a_schedule_has_begun(trade: Trad
     finally:
         trade.file.write_text(TRADE)
         until(lambda: trade.explain()["verdict"]["ruling"]["policy_version"] == before, 5)
+
+
+@pytest.mark.parametrize(
+    ("then", "decision", "shadow"), [("deny", "deny", None), ("approve", "approve", "deny")], ids=["deny", "approve"]
+)
+def test_a_rule_in_shadow_does_not_take_a_budget_with_it(then: Any, decision: str, shadow: str | None) -> None:
+    """Its agent is enforced: what is spent is spent."""
+    said = Ruling("allow", 2, "a/allow/0", Reason.ALLOWED, shadow="deny")
+    by = Exhausted("tokens", 5, 5, "2026-12-01T00:00:00Z", then, shadow=False)
+    ruling = spent(Verdict(said, "git", "push", None, None), by).ruling
+    assert (ruling.decision, ruling.reason, ruling.shadow) == (decision, Reason.EXHAUSTED, shadow)
+
+
+def test_shadow_is_counted_and_named(trade: Trade) -> None:
+    trade.decide(service="slack", action="post_message", resource="#all")
+    page = trade.enforcer("GET", "/metrics", token=trade.desk.viewer).raw.decode()
+    assert re.search(r'^banksman_enforcer_shadow_total\{would="deny"\} [1-9]', page, re.MULTILINE)
+    status = trade.enforcer("GET", "/v1/status", token=trade.desk.viewer).body
+    (told,) = [one for one in status["policies"] if one["project"] == "trade"]
+    assert (told["mode"], told["shadow"]) == ("enforce", ["trader-*/never/0"])

@@ -95,6 +95,9 @@ def notes_on_enforcer(status: Status) -> Iterator[str]:
     shadow = [one["project"] for one in status["policies"] if one["mode"] == "shadow"]
     if shadow:
         yield f"not enforced on purpose (mode shadow): {words.listed(shadow)}"
+    for one in status["policies"]:
+        if one["mode"] != "shadow" and one.get("shadow"):
+            yield f"not enforced on purpose in {one['project']} (mode shadow): {words.listed(one['shadow'])}"
     controls = status["controls"]
     for what, held in (("project", controls["paused"]), ("agent", controls["revoked"])):
         for one in held[:NAMED]:

@@ -273,6 +273,8 @@ class Decider:
         await send({"type": "http.response.body", "body": out})
         if not caller.replay:
             self.metrics.answers[answer.decision] += 1
+            if record is not None and "shadow" in record:
+                self.metrics.shadow[record["shadow"]] += 1
 
     def checked(self, caller: Caller, session: str, answer: Answer, record: dict[str, Any] | None) -> bytes:
         """The last check -> the answer's bytes, to be written in the same step of the loop. Problem 503: it is overtaken."""

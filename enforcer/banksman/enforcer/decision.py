@@ -42,19 +42,22 @@ def spent(verdict: Verdict, by: Exhausted) -> Verdict:
     if said.decision == "deny":
         return verdict
     rule = f"budget/{by.unit}"
-    if by.shadow and said.shadow is None:
-        return verdict  # a guardrail's word, which shadow does not cover
-    if said.shadow is not None:
+    if by.shadow:
+        if said.shadow is None:
+            return verdict  # a guardrail's word, which shadow does not cover
         worse = "deny" if by.then == "deny" or said.shadow == "deny" else "approve"
         ruling = msgspec.structs.replace(said, rule=rule, reason=Reason.EXHAUSTED, shadow=worse)
     elif by.then == "deny":
         ruling = msgspec.structs.replace(
-            said, decision="deny", tier=NEVER, rule=rule, reason=Reason.EXHAUSTED, approvers=()
+            said, decision="deny", tier=NEVER, rule=rule, reason=Reason.EXHAUSTED, approvers=(), shadow=None
         )
     elif said.decision == "approve":
         return verdict  # a human is asked already
     else:
-        ruling = msgspec.structs.replace(said, decision="approve", tier=ASK, rule=rule, reason=Reason.EXHAUSTED)
+        noted = "deny" if said.shadow == "deny" else None  # by a rule that is in shadow alone
+        ruling = msgspec.structs.replace(
+            said, decision="approve", tier=ASK, rule=rule, reason=Reason.EXHAUSTED, shadow=noted
+        )
     return msgspec.structs.replace(verdict, ruling=ruling)
 
 

@@ -24,6 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.answers: dict[str, int] = {"allow": 0, "deny": 0, "approve": 0}
+        self.shadow: Counter[str] = Counter()
+        """Of these, what would have been answered where a policy or a rule is in shadow mode."""
         self.problems: Counter[int] = Counter()
         self.unrecorded = 0
         self.voids = 0
@@ -41,6 +43,10 @@ class Metrics:
         yield Measure(
             "answers", "Decisions that were answered.", lambda: {(name,): count for name, count in self.answers.items()},
             labels=("decision",), counter=True,
+        )  # fmt: skip
+        yield Measure(
+            "shadow", "Answers that would have been others, were it not for shadow mode.",
+            lambda: {(would,): count for would, count in self.shadow.items()}, labels=("would",), counter=True,
         )  # fmt: skip
         yield Measure(
             "problems", "Answers that were an error.",

@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from banksman.enforcer.replica import Replica
     from banksman.events import Control
     from banksman.policy.compile import Bundle
+    from banksman.policy.rules import Policy
 
 RETRY_S = 0.5
+MOST_NAMED = 20
 _log = logging.getLogger("banksman")
+
+
+def in_shadow(policy: Policy) -> list[str]:
+    """What of a policy that is enforced is not: entries of agents, and rules, by their names; so many of them at most."""
+    rules = [rule for rules in policy.sets.values() for rule in rules]
+    rules += [rule for entry in policy.agents.values() for rule in entry.rules]
+    found = [name for name, entry in policy.agents.items() if entry.mode == "shadow"]
+    return (found + [rule.id for rule in rules if rule.shadow])[:MOST_NAMED]
 
 
 class Policies:
@@ -63,6 +73,7 @@ class Policies:
                     "policy_version": policy.version,
                     "file": loaded.file,
                     "mode": "shadow" if policy.shadow else "enforce",
+                    "shadow": in_shadow(policy),
                     "owner": policy.owner,
                     "since": since,
                 }

@@ -147,4 +147,6 @@ class _Waiting:
             self._exchange.answer(told.status, told.head(), told.body())
         elif given is not None:
             metrics.answers[given.decision] += 1
+            if self._ruling.shadow is not None:
+                metrics.shadow[self._ruling.shadow] += 1
             metrics.took(time.perf_counter_ns() - self._began)
