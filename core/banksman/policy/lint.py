@@ -210,7 +210,7 @@ class _Linter:
             for service in services(rules):
                 try:
                     for cell in cells(rules, service):
-                        for rule in cell.match:
+                        for rule in (*cell.match, *cell.missing):
                             deciding.take(rule, cell)
                 except TooMany as error:
                     why = f"{error}: too many patterns to prove which of them can decide"
@@ -278,7 +278,7 @@ class _Deciding:
         self._patterns: dict[tuple[str, str, str], bool] = {}
 
     def take(self, rule: Rule, cell: Cell) -> None:
-        """One rule that matches in a cell."""
+        """One rule that matches in a cell, or that denies what leaves a field out there."""
         self._rules[rule.id] = rule
         others = [
             other for other in (*cell.match, *cell.missing)
@@ -289,7 +289,7 @@ class _Deciding:
             ("actions", Custom.ACTION, cell.action), ("resources", Custom.RESOURCE, cell.resource),
             ("branches", Custom.BRANCH, cell.branch),
         ):  # fmt: skip
-            for pattern in getattr(rule, key) or ():
+            for pattern in getattr(rule, key) or () if rule in cell.match else ():
                 folded = fold_action(rule.service, pattern) if custom is Custom.ACTION else pattern
                 if value is not None and compile_patterns(custom, rule.service, (folded,))(value):
                     known = self._patterns.get((rule.id, key, pattern), False)
@@ -324,14 +324,20 @@ class _Deciding:
 
 def _stricter(other: Rule, rule: Rule, cell: Cell) -> bool:
     """Whether the other one goes before it here. What is denied for a field that was left out goes before all but `never`."""
-    if other in cell.missing:
+    if rule in cell.missing and other in cell.match:
+        return other.effect == "never"
+    if other in cell.missing and rule in cell.match:
         return rule.effect != "never"
     return EFFECTS.index(other.effect) < EFFECTS.index(rule.effect)
 
 
 def _says_the_same(other: Rule, rule: Rule, cell: Cell) -> bool:
     """Whether the other one alone gives this rule's answer here."""
-    if other not in cell.match or other.effect != rule.effect or (rule.guardrail and not other.guardrail):
+    if rule.guardrail and not other.guardrail:
+        return False
+    if rule in cell.missing:
+        return other in cell.missing
+    if other not in cell.match or other.effect != rule.effect:
         return False
     if rule.effect == "require_approval":
         return other.approvers == rule.approvers
