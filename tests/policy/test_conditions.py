@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from banksman.errors import InvalidPolicy
 from banksman.policy.compile import Bundle, CompiledPolicy
 from banksman.policy.conditions import Condition, comparisons, moment, parse, plain
 from banksman.policy.explain import explain
@@ -210,6 +211,15 @@ def test_one_and_true_are_two_values() -> None:
     assert [one.operand for one in comparisons(several)] in ([1, True], [True, 1])
     assert len(list(comparisons(several))) == 2
     assert truth({"args.yes": {"in": [1, True]}}, X) is True
+
+
+def test_true_and_false_are_written_plainly_and_only_so() -> None:
+    head = "project: p\nagents: {a: {allow: [{service: git, actions: [push], when: {args.x: "
+    loaded = load(f"{head}true, args.y: {{exists: false}}}}}}]}}}}".encode())
+    assert load(loaded.text.encode()) == loaded
+    for text in ("True", "yes", "on", "TRUE"):
+        with pytest.raises(InvalidPolicy, match="put it in quotes"):
+            load(f"{head}{text}}}}}]}}}}".encode())
 
 
 # ── in a policy ──

@@ -164,6 +164,8 @@ class _Reader:
             step = self._step()
             # An empty value is marked where the next thing begins; its key's line is where one looks.
             raise self._wrong(wrong, self.lines.get((*self._open[-1][0], *step), line), *step)
+        if text in {"true", "false"}:
+            return text == "true"
         if _BOOL(text):
             raise self._wrong(f"{text} is read as true or false by YAML: put it in quotes", line, *self._step())
         if _DATE(text):

@@ -320,6 +320,8 @@ def _message(detail: ErrorDetails, value: Any, path: Path, model: Any) -> str:
             return f"is not a key of the format here{nearest(path[-1], _keys_at(model, path[:-1]))}"
         case "missing":
             return MISSING
+        case "string_type" if isinstance(value, bool):
+            return f"{str(value).lower()} is read as true or false: put it in quotes"
         case "string_type" if isinstance(value, int | float):
             return f"{value} is read as a number: put it in quotes"
         case "string_type":

@@ -77,7 +77,8 @@ def _follows(one: Condition | None, other: Condition) -> bool:
     if one == other:
         return True
     if isinstance(one, Not) and isinstance(other, Not):
-        return implies(other.part, one.part)
+        # The other way round, where the same values can be compared at all: what cannot be worked out is no no.
+        return _kinds(one.part) == _kinds(other.part) is not None and _follows(other.part, one.part)
     if isinstance(other, Some):
         return any(implies(one, part) for part in other.parts)
     if not isinstance(one, Comparison) or not isinstance(other, Comparison) or one.attribute != other.attribute:
@@ -85,6 +86,16 @@ def _follows(one: Condition | None, other: Condition) -> bool:
     if {one.op, other.op} <= _BOUNDS and not isinstance(one.operand, Attr) and not isinstance(other.operand, Attr):
         return _within(one, other) if one.attribute != "time" else False
     return set(_values(one) or ()) <= set(_values(other) or ()) if _values(one) else False
+
+
+def _kinds(one: Condition) -> set[str] | None:
+    """The kinds of values that a comparison can be worked out for; None: that depends."""
+    if not isinstance(one, Comparison) or isinstance(one.operand, Attr):
+        return None
+    if one.op in _BOUNDS:
+        return {"number"}
+    values = _values(one)
+    return None if values is None else {"number" if kind in {"int", "float"} else kind for kind, _ in values}
 
 
 _BOUNDS = {"lt", "lte", "gt", "gte"}

@@ -7,12 +7,15 @@ import importlib
 from typing import Any
 
 HELP = """Policies as code: what is wrong with them, whether they answer as expected, why they answer as they do, and what a
-change of them changes. `lint`, `test` and `diff` need no server: they are for pull requests."""
+change of them changes, also to what was really asked. `lint`, `test` and `diff` need no server: they are for pull requests."""
 EXAMPLES = """
   banksman policy lint
   banksman policy test policies/
   banksman policy explain --agent claude-invoice-01 git push acme/billing main
   banksman policy diff old.yaml new.yaml
+  banksman policy backtest policies/billing.yaml --since 30d
+  banksman policy suggest --agent claude-invoice-01 --since 14d
+  banksman policy show billing-automation@v2+sha256:0123456789ab
   banksman policy schema > policy.schema.json
 """
 
@@ -21,6 +24,9 @@ VERBS = {
     "test": "whether policies answer as their test files expect",
     "explain": "why an operation is answered as it is",
     "diff": "which operations get another answer",
+    "backtest": "what a candidate would have answered to what agents really asked",
+    "suggest": "a policy of least privilege, from what an agent really did",
+    "show": "the text of a policy that was in force",
     "schema": "the JSON Schema of the format, for editors",
 }
 

@@ -1,0 +1,148 @@
+"""`policy suggest`: what it grants is what was used, and hardly more."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.policy.worlds import PROJECT, bundle_of, operations, policies
+
+from banksman.policy.backtest import Backtest, Needs, Recorded, needs
+from banksman.policy.compile import CompiledPolicy
+from banksman.policy.lint import lint
+from banksman.policy.load import load
+from banksman.policy.suggest import ENOUGH, LISTED, Suggestion, generalised, suggest
+
+
+def did(operation: str, said: str = "allow", times: int = 1, days: int = 1) -> Recorded:
+    """`git push acme/web main`; a dash for what was left out."""
+    parts: list[Any] = [None if part == "-" else part for part in operation.split()]
+    return Recorded("a", *(parts + [None] * (4 - len(parts))), said, times, "s1", days=days)  # type: ignore[arg-type]
+
+
+def rules(made: Suggestion) -> dict[str, Any]:
+    policy = load(made.text.encode()).policy
+    return {rule.id: rule for rule in policy.agents["a"].rules}
+
+
+def test_few_are_listed_and_actions_with_the_same_places_share_a_rule() -> None:
+    made = suggest(
+        "p", "a", [did(f"git {action} acme/{name} main") for action in ("push", "pull") for name in ("web", "api")]
+    )
+    assert [(one.actions, one.place.resources, one.place.branches) for one in made.grants] == [
+        (("pull", "push"), ("acme/api", "acme/web"), ("main",))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "patterns"),
+    [
+        ([f"feature/{n}" for n in range(LISTED + 1)], ["feature/*"]),
+        ([f"feature/{n}" for n in range(LISTED)], [f"feature/{n}" for n in range(LISTED)]),
+        ([f"feature/{n}" for n in range(LISTED)] + ["main"], ["feature/*", "main"]),
+        ([f"ch_{n}x" for n in range(20)], ["ch_*"]),
+        ([f"x{n}" for n in range(20)], sorted(f"x{n}" for n in range(20))),
+        ([f"arn:aws:s3:::data/{n}.csv" for n in range(20)], ["arn:aws:s3:::data/*"]),
+        ([f"src/{m}/f{n}.py" for m in range(9) for n in range(ENOUGH)], ["src/**"]),
+        ([f"t{n}/x" for n in range(20)], sorted(f"t{n}/x" for n in range(20))),
+        (["a[1].txt"], ["a?1?.txt"]),
+    ],
+)
+def test_generalised(values: list[str], patterns: list[str]) -> None:
+    assert list(generalised(values)) == patterns
+
+
+def test_nothing_becomes_a_pattern_without_a_literal() -> None:
+    made = generalised([f"{n}/{m}" for n in range(30) for m in range(30)])
+    assert all(one.strip("*/?") for one in made)
+
+
+def test_what_was_denied_is_not_in_it_and_is_said() -> None:
+    made = suggest("p", "a", [did("git push acme/web main"), did("aws iam:CreateUser", "deny", times=7)])
+    assert "iam" not in made.text
+    assert made.denied == (("aws iam:CreateUser", 7),)
+
+
+def test_what_needed_a_human_still_does() -> None:
+    made = suggest("p", "a", [did("git push acme/web main", "approve"), did("git push acme/web feature/x")])
+    policy = CompiledPolicy(load(made.text.encode()).policy)
+    decisions = [
+        policy.decide("a", "git", "push", "acme/web", branch).decision for branch in ("main", "feature/x", "other")
+    ]
+    assert decisions == ["approve", "allow", "deny"]
+
+
+def test_what_was_left_out_is_granted_only_where_it_is_left_out() -> None:
+    made = suggest("p", "a", [did("stripe refunds:create"), did("git push acme/web -"), did("git log acme/web -")])
+    policy = CompiledPolicy(load(made.text.encode()).policy)
+    assert policy.decide("a", "stripe", "refunds:create").decision == "allow"
+    assert policy.decide("a", "stripe", "refunds:create", "ch_1").decision == "deny"
+    assert policy.decide("a", "git", "push", "acme/web").decision == "allow"
+    assert policy.decide("a", "git", "push", "acme/web", "main").decision == "deny"
+    assert policy.decide("a", "git", "log", "acme/web", "main").decision == "allow"  # it only reads
+
+
+def test_what_is_granted_and_never_used_is_named_and_owner_and_budget_stay() -> None:
+    current = load(b"""
+project: p
+owner: ann
+agents:
+  a:
+    budget: {daily_tokens: 5}
+    allow:
+      - {service: git, actions: [push], resources: ["acme/*"]}
+      - {service: aws, actions: ["s3:*"]}
+    never: [{service: git, actions: [force_push]}]
+""").policy
+    made = suggest("p", "a", [did("git push acme/web main", times=30, days=6)], current)
+    assert [rule.id for rule in made.unused] == ["a/allow/1"]
+    assert "# never used:\n    #   a/allow/1: aws s3:*" in made.text
+    assert "confidence high" in made.text
+    again = load(made.text.encode()).policy
+    assert again.owner == "ann"
+    assert again.agents["a"].budget is not None
+    assert [one for one in lint(made.text.encode(), "x") if one.level == "error"] == []
+
+
+@given(policies(), st.lists(st.tuples(operations(), st.integers(1, 9)), min_size=1, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_it_passes_lint_and_denies_nothing_of_what_was_allowed(document: dict[str, Any], asked: list[Any]) -> None:
+    document = {key: value for key, value in document.items() if key not in {"mode", "guardrails"}}
+    document["agents"] = {"a": {"allow": document["agents"].get("a", {}).get("allow", [])}}
+    bundle = bundle_of(document)
+    seen = dict(asked)
+    recorded = []
+    for operation, times in seen.items():
+        said = bundle.decide(PROJECT, "a", *operation)
+        recorded.append(
+            Recorded(
+                "a",
+                said.service,
+                said.action,
+                said.resource,
+                said.branch,
+                said.decision,
+                times,
+                "s",
+                days=1,
+            )
+        )
+    made = suggest(PROJECT, "a", recorded, load(json.dumps(document).encode()).policy)
+    assert [one for one in lint(made.text.encode(), "x") if one.level == "error" and one.code != "never-matches"] == []
+    backtest = Backtest(load(made.text.encode()).policy)
+    backtest.take(one for one in recorded if one.said == "allow")
+    assert backtest.done().moved == {}
+
+
+def test_needs() -> None:
+    def of(when: str) -> Needs:
+        return needs(
+            load(f"project: p\nagents: {{a: {{allow: [{{service: git, actions: [push]{when}}}]}}}}".encode()).policy
+        )
+
+    assert of("") == Needs(args=False, time=False)
+    assert of(", when: {args.n: 1}") == Needs(args=True, time=False)
+    assert of(", when: {branch: main, time: {lt: '2026-12-01T00:00:00Z'}}") == Needs(args=False, time=True)
