@@ -109,7 +109,8 @@ def test_properties_and_fields_beyond_those_that_are_known(pdp: Gateway) -> None
     }
     assert decision(accepted(pdp.one(asked))) is True
     assert decision(accepted(pdp.one(GOOD | {"foo": "bar", "futureField": {"nested": True}}))) is True
-    for empty in ({}, None):
+    empties: list[Any] = [{}, None]
+    for empty in empties:
         asked = {key: value | {"properties": empty} for key, value in GOOD.items()} | {"context": empty}
         assert decision(accepted(pdp.one(asked))) is True
 
@@ -252,8 +253,8 @@ def test_semantics(pdp: Gateway, semantic: str, items: list[Any], expected: list
 
 @pytest.mark.parametrize(
     ("item", "field"),
-    [({}, "resource"), ({"resource": "x"}, "resource"), ({"resource": {"type": "record"}}, "resource.id"), ("x", ""), (None, ""),
-     ({"resource": ONE, "context": {"session": ""}}, "context.session")],
+    [({}, "resource"), ({"resource": "x"}, "resource"), ({"resource": {"type": "record"}}, "resource.id"), ("x", ""),
+     (None, ""), ({"resource": ONE, "context": {"session": ""}}, "context.session")],
 )  # fmt: skip
 def test_an_item_that_is_wrong_is_a_no_that_says_why(pdp: Gateway, item: Any, field: str) -> None:
     asked = {"subject": ALICE, "action": READ, "evaluations": [{"resource": ONE}, item, {"resource": TWO}]}
@@ -272,6 +273,7 @@ def test_an_item_that_is_wrong_is_a_no_that_says_why(pdp: Gateway, item: Any, fi
         ({"evaluations": None}, "evaluations"),
         ({"evaluations": [GOOD] * 101}, "evaluations"),
         ({"evaluations": [GOOD], "options": []}, "options"),
+        (GOOD | {"options": "x"}, "options"),
         ({"evaluations": [GOOD], "options": {"evaluations_semantic": "some"}}, "options.evaluations_semantic"),
         ({"evaluations": [GOOD], "options": {"evaluations_semantic": ["execute_all"]}}, "options.evaluations_semantic"),
         ({"evaluations": [GOOD], "subject": "alice"}, "subject"),
@@ -285,7 +287,8 @@ def test_a_batch_that_is_wrong_as_a_whole(pdp: Gateway, wrong: dict[str, Any], f
 
 
 def test_without_items_it_is_one_question(pdp: Gateway) -> None:
-    for more in ({}, {"evaluations": []}):
+    without: list[dict[str, Any]] = [{}, {"evaluations": []}]
+    for more in without:
         assert decision(accepted(pdp.several(GOOD | more))) is True
         refused(pdp.several({"subject": ALICE, "action": READ} | more))
     assert (

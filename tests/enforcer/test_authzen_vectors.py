@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.enforcer.authzen_desk import Gateway, open_gateway
 from tests.servers import Broker
 
@@ -81,7 +80,7 @@ def policy() -> str:
             who = case["request"]["subject"]
             email, roles = PEOPLE[who["id"][:8]]
             subjects[who["type"]][who["id"]] = {"email": email, "roles": roles}
-    return RULES + yaml.safe_dump({"subjects": subjects})
+    return f"{RULES}subjects: {json.dumps(subjects)}\n"
 
 
 @pytest.fixture(scope="module")

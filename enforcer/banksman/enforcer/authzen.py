@@ -116,14 +116,13 @@ class AuthZen:
         """Problem 400: it is neither one question nor a batch; 413: too much in all."""
         if not isinstance(asked, dict):
             raise problem(400, "the body must be a JSON object")
-        items = asked.get("evaluations", []) if self._several else []
+        if not self._several:
+            return _Batch([asked], [size], alone=True)
+        items, options = asked.get("evaluations", []), asked.get("options", {})
         if not isinstance(items, list):
             raise problem(400, "evaluations: must be an array of objects", field="evaluations")
-        if not items:
-            return _Batch([asked], [size], alone=True)
         if len(items) > MOST_ITEMS:
             raise problem(400, f"evaluations: more than {MOST_ITEMS} are not decided at once", field="evaluations")
-        options = asked.get("options", {})
         if not isinstance(options, dict):
             raise problem(400, "options: must be an object", field="options")
         semantic = options.get("evaluations_semantic", SEMANTICS[0])
@@ -132,6 +131,8 @@ class AuthZen:
                 400, f"options.evaluations_semantic: must be one of {', '.join(SEMANTICS)}",
                 field="options.evaluations_semantic",
             )  # fmt: skip
+        if not items:
+            return _Batch([asked], [size], alone=True)
         defaults = {key: asked[key] for key in KEYS if key in asked}
         check_defaults(caller, defaults)
         weights = {key: len(_encode(value)) for key, value in defaults.items()}

@@ -66,9 +66,13 @@ class AccessRequest(msgspec.Struct, gc=False):
     """One question. Fields that are not known are ignored."""
 
     subject: Subject
+    """`type`, `id`, `properties`"""
     action: Action
+    """`name`, `properties`"""
     resource: Resource
+    """`type`, `id`, `properties`"""
     context: dict[str, Any] | None = None
+    """`session`, and what the policy believes the caller about"""
 
 
 _MODELS: dict[str, Any] = {"subject": Subject, "action": Action, "resource": Resource, "context": dict[str, Any] | None}

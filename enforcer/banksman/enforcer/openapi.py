@@ -178,7 +178,7 @@ def document() -> dict[str, Any]:
         },
         EVALUATIONS: {
             "post": _call(
-                "accessEvaluations", "The same about several things at once. Without `evaluations` it is one question.", "agent",
+                "accessEvaluations", "The same about several at once. Without `evaluations` it is one question.", "agent",
                 body=_EVALUATIONS, answer={"anyOf": [_EVALUATED, _object(evaluations={"type": "array", "items": _EVALUATED})]},
                 also=(413, 429, 503), headers=(_REQUEST_ID,), wrong=400,
             )
@@ -275,7 +275,11 @@ _EVALUATIONS = {
     "properties": {
         **{name: _ref(name.capitalize()) for name in ("subject", "action", "resource")},
         "context": {"type": ["object", "null"]},
-        "evaluations": {"type": "array", "items": {"type": "object"}, "maxItems": MOST_ITEMS},
+        "evaluations": {
+            "type": "array",
+            "maxItems": MOST_ITEMS,
+            "description": "Each an AccessRequest, its keys instead of those beside it. One that is wrong is answered as such.",
+        },
         "options": {"type": "object", "properties": {"evaluations_semantic": {"enum": list(SEMANTICS)}}},
     },
 }
