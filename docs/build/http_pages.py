@@ -10,7 +10,7 @@ from event_pages import fields_table
 from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
-from banksman.enforcer.evaluation import AccessRequest
+from banksman.enforcer.evaluation import AccessRequest, Action, Resource, Subject
 from banksman.enforcer.inbox import Verdict
 from banksman.enforcer.openapi import document
 from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
@@ -30,6 +30,9 @@ MODELS = {
         Act,
         Verdict,
         AccessRequest,
+        Subject,
+        Action,
+        Resource,
     )
 }
 INTRO = """# The enforcer over HTTP
@@ -150,12 +153,12 @@ def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None])
     if body is not None:
         parts.append(f"Body: {_type(body, shared)}.\n")
         if "properties" in body:
-            parts += [*_fields(body), ""]
+            parts += [*_fields(body, shared), ""]
     for status, answer in call["responses"].items():
         ((kind, content),) = answer["content"].items()
         if status.startswith("2"):
             parts.append(f"{status}: {_type(content['schema'], shared)}{'' if 'json' in kind else f', `{kind}`'}.\n")
-            parts += _fields(content["schema"])
+            parts += _fields(content["schema"], {})
             if "properties" in content["schema"]:
                 parts.append("")
     errors = [status for status in call["responses"] if status > "299"]
@@ -170,11 +173,11 @@ def _caller(name: str, roles: list[str]) -> str:
     return f"an operator ({', '.join(roles)})"
 
 
-def _fields(schema: dict[str, Any]) -> list[str]:
+def _fields(schema: dict[str, Any], shared: dict[str, None]) -> list[str]:
     properties = schema.get("properties")
     if not properties:
         return []
-    rows = [f"| `{name}` | {_type(one, {})} |" for name, one in properties.items()]
+    rows = [f"| `{name}` | {_type(one, shared)} |" for name, one in properties.items()]
     return ["| field | type |", "|---|---|", *rows]
 
 

@@ -265,11 +265,8 @@ def _texts(*names: str) -> dict[str, Any]:
     return _object(**dict.fromkeys(names, _TEXT))
 
 
-_EVALUATED = {
-    "type": "object",
-    "properties": {"decision": {"type": "boolean"}, "context": {"type": "object"}},
-    "required": ["decision"],
-}
+_WHY = {"context": {"type": "object"}}
+_EVALUATED = {"type": "object", "properties": {"decision": {"type": "boolean"}, **_WHY}, "required": ["decision"]}
 _EVALUATIONS = {
     "type": "object",
     "properties": {
