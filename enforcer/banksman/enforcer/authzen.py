@@ -53,8 +53,8 @@ class _Batch:
     """What was asked. `alone`: as one question, answered as such."""
 
     items: Sequence[Any]
-    sizes: Sequence[int]
-    """Bytes of JSON of each, its defaults among them."""
+    heavy: bool
+    """Whether they are too much to be hashed and redacted in the loop, one behind the other."""
     semantic: str = SEMANTICS[0]
     alone: bool = False
 
@@ -117,7 +117,7 @@ class AuthZen:
         if not isinstance(asked, dict):
             raise problem(400, "the body must be a JSON object")
         if not self._several:
-            return _Batch([asked], [size], alone=True)
+            return _Batch([asked], size > HEAVY, alone=True)
         items, options = asked.get("evaluations", []), asked.get("options", {})
         if not isinstance(items, list):
             raise problem(400, "evaluations: must be an array of objects", field="evaluations")
@@ -132,54 +132,48 @@ class AuthZen:
                 field="options.evaluations_semantic",
             )  # fmt: skip
         if not items:
-            return _Batch([asked], [size], alone=True)
+            return _Batch([asked], size > HEAVY, alone=True)
         defaults = {key: asked[key] for key in KEYS if key in asked}
         check_defaults(caller, defaults)
         weights = {key: len(_encode(value)) for key, value in defaults.items()}
-        sizes = [
-            len(_encode(item))
-            + (sum(weights[key] for key in weights if key not in item) if isinstance(item, dict) else 0)
-            for item in items
-        ]
-        if sum(sizes) > MAX_QUESTION_BYTES:  # else a large default would be recorded with every item
+        size = sum(len(_encode(item)) for item in items)
+        size += sum(weights[key] for item in items if isinstance(item, dict) for key in weights if key not in item)
+        if size > MAX_QUESTION_BYTES:  # else a large default would be recorded with every item
             raise problem(413, f"with its defaults put in, the batch is larger than {MAX_QUESTION_BYTES} bytes")
-        return _Batch([defaults | item if isinstance(item, dict) else item for item in items], sizes, semantic)
+        return _Batch([defaults | item if isinstance(item, dict) else item for item in items], size > HEAVY, semantic)
 
     async def _all(self, caller: Caller, batch: _Batch, began: int, now: float) -> list[_Outcome]:
         """The outcomes in the order of the items, as far as they are executed. Problem: there is no answer at all."""
         outcomes: list[_Outcome | BaseException] = []
-        asked = zip(batch.items, batch.sizes, strict=True)
+        asked = (self._one(caller, item, batch.heavy, began, now) for item in batch.items)
         if batch.semantic == SEMANTICS[0]:
             # At once: their records share a batch on their way to the log. Each settles, so that what landed is known.
-            each = (self._one(caller, item, size, began, now) for item, size in asked)
-            outcomes += await asyncio.gather(*each, return_exceptions=True)
+            outcomes += await asyncio.gather(*asked, return_exceptions=True)
         else:
             stops_at = batch.semantic == "permit_on_first_permit"
-            for item, size in asked:
-                outcomes += await asyncio.gather(self._one(caller, item, size, began, now), return_exceptions=True)
+            for one in asked:
+                outcomes += await asyncio.gather(one, return_exceptions=True)
                 if _is_fatal(outcomes[-1]) or _permits(outcomes[-1]) is stops_at:
                     break
         told: list[_Outcome] = []
         fatal: BaseException | None = None
-        for one in outcomes:
-            if (
-                isinstance(one, Given | Problem)
-                and not _is_fatal(one)
-                and not (batch.alone and isinstance(one, Problem))
+        for outcome in outcomes:
+            if isinstance(outcome, Given) or (
+                isinstance(outcome, Problem) and not _is_fatal(outcome) and not batch.alone
             ):
-                told.append(one)
+                told.append(outcome)
             else:
-                fatal = fatal or one  # type: ignore[assignment]
+                fatal = fatal or outcome
         if fatal is not None:
-            for one in told:
-                if isinstance(one, Given) and one.record is not None:
-                    self._decider.void(caller, one.record, "not_answered")
+            for outcome in told:
+                if isinstance(outcome, Given) and outcome.record is not None:
+                    self._decider.void(caller, outcome.record, "not_answered")
             raise fatal
         return told
 
-    async def _one(self, caller: Caller, item: Any, size: int, began: int, now: float) -> _Outcome:
+    async def _one(self, caller: Caller, item: Any, heavy: bool, began: int, now: float) -> _Outcome:
         """One item, decided and on record; or what is wrong with it, or with everything."""
-        asking = Asking(began, time.thread_time_ns(), size > HEAVY, uuid7())
+        asking = Asking(began, time.thread_time_ns(), heavy, uuid7())
         try:
             question = question_of(caller, item)
             caller.limits.session(question.session, now)
