@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Status = Literal["pending", "approved", "denied", "expired", "used"]
     Operation = tuple[object, ...]
 
-OPERATION = ("session", "service", "action", "resource", "resource_hash", "branch", "args_hash")
-"""What an approval is for, besides its agent: to the letter. A resource that is not shown whole is told apart by its hash."""
+OPERATION = ("session", "service", "action", "resource", "resource_hash", "branch", "args_hash", "subject")
+"""What an approval is for, besides its agent: to the letter. What is not shown whole is told apart by its hash."""
 
 AGAIN_MS = 60_000
 """After its claim the same request may claim again for so long, also past the approval's end: its answer may have been lost."""

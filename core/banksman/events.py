@@ -196,6 +196,8 @@ class Decision(Event, tag="decision", kw_only=True, omit_defaults=True):
     """In shadow mode: what would have been answered. The decision was not enforced."""
     latency_us: Count | None = None
     owner: str | None = None
+    subject: str | None = None
+    """Whom it is about, `TYPE:ID`, where a gateway asks about somebody else than itself."""
     budget: dict[str, Any] | None = None
     """The budget that is spent, where that is the reason: unit, spent, limit, resets_at."""
 
@@ -219,6 +221,8 @@ class ApprovalRequested(Event, tag="approval.requested", kw_only=True, omit_defa
     policy_version: str | None = None
     reason: str | None = None
     asked: str | None = None
+    subject: str | None = None
+    """Whom it is about, `TYPE:ID`, where a gateway asks about somebody else than itself."""
     expires_at: Time
 
 
@@ -390,7 +394,9 @@ class ApprovalOpened(Control, tag="approval.opened", kw_only=True, omit_defaults
     asked: str | None = None
     """The agent's own words for why it wants this."""
     resource_hash: str | None = None
-    """Where the resource is not shown as it was asked, because it held a secret: what tells it from others."""
+    """Where the resource or subject is not shown as it was asked, because it held a secret: what tells it from others."""
+    subject: str | None = None
+    """Whom it is about, `TYPE:ID`, where a gateway asks about somebody else than itself."""
     voters: list[Voters] = []
     """Every one of these must be satisfied."""
     expires_at: Time

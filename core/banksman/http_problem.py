@@ -49,6 +49,11 @@ class Problem(Exception):
             told["field"] = self.field
         return _encode(told | self._more)
 
+    def beside(self, name: str, value: str) -> Problem:
+        """The same, with a header of the answer more."""
+        self._headers = {**self._headers, name: value}
+        return self
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers of the answer, but content-length."""
         made = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
@@ -56,7 +61,7 @@ class Problem(Exception):
             made.append((b"retry-after", b"%d" % max(1, round(self.retry_after))))
         if self.status == 401:
             made.append((b"www-authenticate", b'Bearer realm="banksman"'))
-        made.extend((name.lower().encode(), value.encode()) for name, value in self._headers.items())
+        made.extend((name.lower().encode(), value.encode("latin-1")) for name, value in self._headers.items())
         return made
 
     def head(self) -> bytes:

@@ -272,13 +272,13 @@ class Redactor:
             made["redactions"] = sorted({*told, *found})
         return made
 
-    def text(self, text: str, found: list[str]) -> str:
-        """A field that people go by (a resource): secrets are taken out, personal data stay."""
+    def text(self, text: str, found: list[str], path: str = "/resource") -> str:
+        """A field that people go by (a resource, a subject): secrets are taken out, personal data stay."""
         try:
-            return self._text(text, "/resource", found, _SECRET_GATE, SECRETS)
+            return self._text(text, path, found, _SECRET_GATE, SECRETS)
         except Exception as error:  # noqa: BLE001 - see `value`
             logger.error("redaction failed (%s); the field was dropped", type(error).__name__)  # noqa: TRY400
-            found.append("/resource dropped")
+            found.append(f"{path} dropped")
             return "[dropped]"
 
     def _walk(self, value: Any, path: str, found: list[str], gate: Any, rules: tuple[Rule, ...]) -> Any:

@@ -125,7 +125,7 @@ def _type(hint: Any) -> str:
     for known, name in names.items():
         if schema.get("pattern") and schema.get("pattern") == msgspec.json.schema(known).get("pattern"):
             return name
-    kind = schema.get("type", "any JSON")
+    kind = schema.get("type", "object" if "$ref" in schema else "any JSON")
     if kind == "array":
         return "list"
     bounds = [f"{sign} {schema[key]:g}" for key, sign in (("minimum", "≥"),) if key in schema]

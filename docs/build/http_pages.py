@@ -10,6 +10,7 @@ from event_pages import fields_table
 from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
+from banksman.enforcer.evaluation import AccessRequest, Action, Resource, Subject
 from banksman.enforcer.inbox import Verdict
 from banksman.enforcer.openapi import document
 from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
@@ -19,7 +20,20 @@ if TYPE_CHECKING:
 
 MODELS = {
     model.__name__: model
-    for model in (Question, ReplayedQuestion, ExplainQuestion, Answer, NewAgent, NewOperator, Act, Verdict)
+    for model in (
+        Question,
+        ReplayedQuestion,
+        ExplainQuestion,
+        Answer,
+        NewAgent,
+        NewOperator,
+        Act,
+        Verdict,
+        AccessRequest,
+        Subject,
+        Action,
+        Resource,
+    )
 }
 INTRO = """# The enforcer over HTTP
 
@@ -60,6 +74,50 @@ is then an `allow` with the reason `approved`, if agent, session, operation and 
 approval, no control holds, and no other request was first: the `id` of the question is the request, and asked again it wins again, on
 any replica. Else it is a `deny` that says which of these it was.
 
+## OpenID AuthZEN
+
+An API gateway, or whatever else speaks the [Authorization API 1.0](https://openid.net/specs/authorization-api-1_0.html), can ask in its
+words: `POST /access/v1/evaluation`, and up to 100 questions at once by `POST /access/v1/evaluations`. It has an agent's token, and it is its
+rules that hold, whoever it asks about.
+
+```
+$ curl -s http://127.0.0.1:7700/access/v1/evaluation -H "Authorization: Bearer $BANKSMAN_TOKEN" -H 'Content-Type: application/json' \\
+    -d '{"subject": {"type": "user", "id": "ann"}, "action": {"name": "can_update_todo"},
+         "resource": {"type": "todo", "id": "7", "properties": {"ownerID": "ann@acme.example"}}}'
+{"decision":true,"context":{"id":"0190…","reason":"allowed","message":"an `allow` rule matches, and nothing stricter does","tier":2,
+ "rule":"todo-backend/allow/0","policy_version":"todo@v1+sha256:…","valid_until":"2026-11-25T18:00:09.115000Z"}}
+```
+
+| of the request | is |
+|---|---|
+| `resource.type`, `resource.id`, `resource.properties.branch` | service, resource, branch |
+| `action.name`, `action.properties` | action, arguments (`args.NAME` in conditions) |
+| `context.session` | the session; `authzen` where there is none |
+| `subject` of type `agent` | the caller itself; another agent's name is 403 |
+| any other `subject` | whom it is about: `subject.type` and `subject.id` in conditions, `subject` on record as `TYPE:ID` |
+| `subject.properties`, `resource.properties`, `context` | claims: `subject.NAME`, `resource.NAME`, `context.NAME`, where the policy lists them |
+
+```yaml
+project: todo
+subjects: {user: {ann: {email: ann@acme.example, roles: [editor]}}}   # the policy's own word goes before a claim
+claims: [resource.ownerID]                                            # what the gateway is believed about
+agents:
+  todo-backend:
+    allow:
+      - service: todo
+        actions: [can_update_todo]
+        when: {subject.roles: {has: editor}, resource.ownerID: {is: {attr: subject.email}}}
+```
+
+Each question is a decision of its own, on record before it is answered. Only an `allow` is `true`. What waits for a human is `false`, with
+the reason `approval_required`, `evaluation_id` and `approval` in the context; it is asked for that one subject. There are no search
+endpoints, and an approval cannot be used by these calls yet. In a batch, an item's `subject`, `action`, `resource` and `context` replace
+the whole of the same key beside `evaluations`; `options.evaluations_semantic` is `execute_all` (the default), `deny_on_first_deny` or
+`permit_on_first_permit`; an item that is wrong is `false` with `context.error` (`status message field`), and nothing is on record of it. What cannot
+be decided or recorded is a 503 for all of them. Fields that are not known are ignored, `X-Request-ID` comes back, and whatever is wrong with a
+body, also its type, is a 400. Behind a proxy that ends TLS the metadata gives `https` addresses if the proxy sends
+`X-Forwarded-Proto: https`.
+
 This page is made from `enforcer/banksman/enforcer/openapi.py` (`make docs`).
 """
 
@@ -94,11 +152,13 @@ def _call(method: str, path: str, call: dict[str, Any], shared: dict[str, None])
     body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if body is not None:
         parts.append(f"Body: {_type(body, shared)}.\n")
+        if "properties" in body:
+            parts += [*_fields(body, shared), ""]
     for status, answer in call["responses"].items():
         ((kind, content),) = answer["content"].items()
         if status.startswith("2"):
             parts.append(f"{status}: {_type(content['schema'], shared)}{'' if 'json' in kind else f', `{kind}`'}.\n")
-            parts += _fields(content["schema"])
+            parts += _fields(content["schema"], {})
             if "properties" in content["schema"]:
                 parts.append("")
     errors = [status for status in call["responses"] if status > "299"]
@@ -113,11 +173,11 @@ def _caller(name: str, roles: list[str]) -> str:
     return f"an operator ({', '.join(roles)})"
 
 
-def _fields(schema: dict[str, Any]) -> list[str]:
+def _fields(schema: dict[str, Any], shared: dict[str, None]) -> list[str]:
     properties = schema.get("properties")
     if not properties:
         return []
-    rows = [f"| `{name}` | {_type(one, {})} |" for name, one in properties.items()]
+    rows = [f"| `{name}` | {_type(one, shared)} |" for name, one in properties.items()]
     return ["| field | type |", "|---|---|", *rows]
 
 

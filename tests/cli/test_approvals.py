@@ -14,6 +14,7 @@ def approval(**changes: Any) -> dict[str, Any]:
     made = {
         "approval": ID, "status": "pending", "project": "shop", "agent": "buyer", "owner": "ann@acme.example", "session": "s1",
         "service": "git", "action": "push", "resource": "acme/billing", "branch": "main", "args": {"force": False},
+        "subject": None,
         "args_hash": "hmac-sha256:aa", "rule": "buyer/require_approval/0", "policy_version": "shop@v3+sha256:0123456789ab",
         "requested_at": "2026-03-01T12:00:00.000000Z",
         "expires_at": (datetime.now(UTC) + timedelta(minutes=10)).isoformat().replace("+00:00", "Z"),
@@ -59,6 +60,17 @@ def test_who_approves_sees_the_whole_of_it(operator: Shell, scribe: Scribe) -> N
     assert operator("approve", ID).out == (
         'approved: buyer, session s1: git push "acme/shop v1 {\\"dry_run\\": true}" main\n'
     )
+
+
+def test_who_approves_sees_for_whom(operator: Shell, scribe: Scribe) -> None:
+    for subject, shown in (("user:bob", "user:bob"), ("user:bob: git push", '"user:bob: git push"')):
+        told = approval(subject=subject)
+        scribe.on["GET /v1/approvals"] = Reply({"approvals": [told]})
+        assert f"for {shown}: git push acme/billing main" in operator("approvals").out
+        scribe.on[f"GET /v1/approvals/{ID}"] = Reply(told)
+        assert any(line.split() == ["for", *subject.split()] for line in operator("approvals", ID).out.splitlines())
+        scribe.on[f"POST /v1/approvals/{ID}"] = Reply(told | {"status": "approved"})
+        assert f"session s1: for {shown}: git push" in operator("approve", ID).out
 
 
 def test_yes_and_no(operator: Shell, scribe: Scribe) -> None:

@@ -28,6 +28,7 @@ agents:
       - {service: git, actions: [tag], approvers: {any: [release-managers]}}
       - {service: git, actions: [merge], approvers: {expires: 2s}}
       - {service: git, actions: [tag2]}
+      - {service: files, actions: [tag2]}
 """
 MAIN = PUSH | {"branch": "main"}
 
@@ -330,6 +331,7 @@ def test_two_resources_that_look_the_same_once_redacted_are_two(pair: Pair, sess
     secret: dict[str, Any] = {
         "agent": "clerk",
         "session": session,
+        "service": "files",
         "action": "tag2",
         "branch": None,
         "resource": "a/AKIA" + "Q" * 16,

@@ -35,6 +35,15 @@ def note(session: str) -> dict[str, Any]:
     return {"kind": "note", "session": session, "text": "x"}
 
 
+def access(session: str) -> dict[str, Any]:
+    """Two AuthZEN questions: one that is allowed, one that waits for a human."""
+    branches = [{"type": "git", "id": "acme/billing", "properties": {"branch": name}} for name in ("feature/a", "main")]
+    return {
+        "subject": {"type": "user", "id": "ann"}, "action": {"name": "push"}, "context": {"session": session},
+        "evaluations": [{"resource": resource} for resource in branches],
+    }  # fmt: skip
+
+
 @pytest.fixture
 def shop(broker: Broker, tmp_path: Path) -> Iterator[Shop]:
     """The lease outlives the deadline, so that it is the record that a decision waits for in vain."""
@@ -52,7 +61,8 @@ def test_frozen(broker: Broker, shop: Shop) -> None:
         began = time.monotonic()
         questions = [pool.submit(shop.decide, session="frozen", branch=branch) for branch in ("feature/a", "main")]
         event = pool.submit(shop, "POST", "/v1/events", note("frozen"), token=token)
-        for answer in [future.result() for future in [*questions, event]]:
+        batch = pool.submit(shop, "POST", "/access/v1/evaluations", access("frozen"), token=token)
+        for answer in [future.result() for future in [*questions, event, batch]]:
             assert answer.status == 503, answer.raw
             assert answer.headers["retry-after"] == "1"
             assert answer.headers["content-type"] == "application/problem+json"
@@ -62,6 +72,7 @@ def test_frozen(broker: Broker, shop: Shop) -> None:
         late = shop.decide(session="later")
         assert (late.status, "without a lease" in late.body["detail"]) == (503, True)
         assert shop("POST", "/v1/events", note("later"), token=token).status == 503
+        assert shop("POST", "/access/v1/evaluations", access("later"), token=token).status == 503
         unknown = shop("POST", "/v1/decide", {}, token="bma_0000000000000000_nobody")
         assert unknown.status == 503  # whoever it is may have been enrolled a second ago
         assert (

@@ -44,7 +44,7 @@ SAMPLES: dict[str, Any] = {
     "offsets": {"actions/0": 12}, "detector": "forged", "severity": "warn", "title": "an event nobody signed",
     "fingerprint": "forged/claude-invoice-01", "evidence": {"topic": "actions"}, "suggestion": "banksman session d97e2169",
     "count": 2, "first_seen": "2026-11-24T15:29:00.000000Z", "last_seen": "2026-11-24T15:30:00.000000Z",
-    "over": True, "partition": 1, "lag_ms": 12.5, "worker": "processors-1",
+    "subject": "user:bob", "over": True, "partition": 1, "lag_ms": 12.5, "worker": "processors-1",
 }  # fmt: skip
 
 

@@ -63,6 +63,8 @@ def about(told: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for part in ("service", "action", "resource", "branch"):
         if told[part] is not None:
             yield part, told[part]
+    if told.get("subject"):
+        yield "for", told["subject"]
     if told["args"]:
         yield "with", json.dumps(told["args"], ensure_ascii=False)
     yield "rule", f"{told['rule']} of {told['policy_version']}"
@@ -87,9 +89,15 @@ def _row(told: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def operation(told: Mapping[str, Any]) -> str:
-    """What it is for, whole. What could be taken for two parts stands in quotes: who approves must see what."""
-    parts = (told[name] for name in ("service", "action", "resource", "branch"))
-    return " ".join(part if part.isprintable() and " " not in part else json.dumps(part) for part in parts if part)
+    """What it is for, whole. What could be taken for two parts stands in quotes: who approves must see what, and for whom. That
+    stands first, where else the service is: a policy names it, so no agent can make it look like that.
+    """
+    whole = " ".join(map(_quoted, filter(None, (told[name] for name in ("service", "action", "resource", "branch")))))
+    return f"for {_quoted(told['subject'])}: {whole}" if told.get("subject") else whole
+
+
+def _quoted(part: str) -> str:
+    return part if part.isprintable() and " " not in part else json.dumps(part)
 
 
 def _left(told: Mapping[str, Any]) -> str:

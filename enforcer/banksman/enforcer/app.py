@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from banksman.enforcer.acts import Acts
 from banksman.enforcer.admin import Admin
+from banksman.enforcer.authzen import EVALUATION, EVALUATIONS, METADATA, AuthZen, metadata
 from banksman.enforcer.decide import Decider
 from banksman.enforcer.events_in import EventsIn
 from banksman.enforcer.explain import Explain
@@ -47,6 +48,9 @@ def build(replica: Replica) -> tuple[Application, Decider]:
             Route("/v1/operators", admin.add_operator, methods=["POST"]),
             Route("/v1/probe", Probe(replica).endpoint, methods=["POST"]),
             Route("/v1/status", status.status, methods=["GET"]),
+            Route(EVALUATION, AuthZen(decide, several=False), methods=["POST"]),
+            Route(EVALUATIONS, AuthZen(decide, several=True), methods=["POST"]),
+            Route(METADATA, metadata, methods=["GET"]),
             Route("/healthz", status.healthz, methods=["GET"]),
             Route("/readyz", status.readyz, methods=["GET"]),
             Route("/metrics", status.metrics, methods=["GET"]),

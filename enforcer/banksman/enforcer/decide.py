@@ -14,7 +14,7 @@ import asyncio
 import time
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -29,7 +29,6 @@ from banksman.enforcer.question import (
     MAX_QUESTION_BYTES,
     Question,
     ReplayedQuestion,
-    facts_of,
     normal_time,
     parse,
 )
@@ -38,13 +37,12 @@ from banksman.errors import Unavailable
 from banksman.events import DecisionVoid
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
-from banksman.policy.holds import NONE, Facts
 from banksman.policy.verdict import Reason
 from banksman.signing import digest_by
 from banksman.stamps import rfc3339_ns, uuid7, uuid7_from
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from banksman.enforcer.callers import Caller
     from banksman.enforcer.limits import Pending
@@ -64,7 +62,7 @@ class Decider:
     def __init__(self, replica: Replica) -> None:
         self.policies, self._state, self.lease = replica.policies, replica.state, replica.lease
         self._controls, self._approving, self._budgets = replica.state.controls, replica.approving, replica.budgets
-        self.records, self.callers, self._aside = replica.records, replica.callers, replica.aside
+        self.records, self.callers, self.aside = replica.records, replica.callers, replica.aside
         self.answers, self.metrics = replica.answers, replica.metrics
         self.acknowledged: Callable[[str], Awaitable[None]] | None = None
         """A named point between the acknowledgement and the last check: tests stop here and change the world."""
@@ -84,9 +82,9 @@ class Decider:
         if fields.get(b"content-type") != b"application/json":
             require_type(scope, "application/json")
         body = await read_body(scope, receive, limit=MAX_QUESTION_BYTES)
-        asked = _Asking(began, time.thread_time_ns(), len(body) > HEAVY)
+        asked = Asking(began, time.thread_time_ns(), len(body) > HEAVY)
         if asked.heavy:
-            question = await self._aside(limits, parse, body, Question)
+            question = await self.aside(limits, parse, body, Question)
         else:
             question = parse(body, Question)
         limits.session(question.session, now)
@@ -94,7 +92,7 @@ class Decider:
         try:
             if question.id is None:
                 asked.id = uuid7()
-                answer, record = await self._answer(caller, question, asked)
+                answer, record = await self.decided(caller, question, asked)
                 await self._send(scope, send, caller, question.session, answer, record)
             else:
                 asked.id = question.id
@@ -108,7 +106,7 @@ class Decider:
         self.metrics.took(time.perf_counter_ns() - began)
 
     async def _once(
-        self, scope: Scope, send: Send, caller: Caller, question: Question, body: bytes, asked: _Asking
+        self, scope: Scope, send: Send, caller: Caller, question: Question, body: bytes, asked: Asking
     ) -> None:
         """The same question again gets the same answer, unless anything changed that could change it."""
         while (known := self.answers.find(caller.name, asked.id)) is not None:
@@ -125,7 +123,7 @@ class Decider:
         generation = self.generation(caller)
         given: Answer | None = None
         try:
-            answer, record = await self._answer(caller, question, asked)
+            answer, record = await self.decided(caller, question, asked)
             await self._send(scope, send, caller, question.session, answer, record)
             given = answer
         finally:
@@ -135,10 +133,11 @@ class Decider:
         """What holds for the question: a control that is in force, a budget that is spent, else the policy. Neither is about
         replays. Problem 503: whether the budget is spent is not known, and only then it would not be denied.
         """
-        facts = facts_of(question) if caller.replay else NONE if question.args is None else Facts(question.args)
-        verdict = self.policies.bundle.decide(
-            caller.project, caller.name, question.service, question.action, question.resource, question.branch, facts
-        )
+        bundle = self.policies.bundle
+        verdict = bundle.decide(
+            caller.project, caller.name, question.service, question.action, question.resource, question.branch,
+            question.facts(bundle, caller.project),
+        )  # fmt: skip
         if caller.replay:
             return verdict
         control = self._controls.first(caller.project, caller.name, question.session)
@@ -182,19 +181,19 @@ class Decider:
         require_type(scope, "application/json")
         body = await read_body(scope, receive, limit=MAX_QUESTION_BYTES)
         question = parse(body, ReplayedQuestion)
-        asked = _Asking(0, time.thread_time_ns(), len(body) > HEAVY, question.id, normal_time(question.time, "time"))
+        asked = Asking(0, time.thread_time_ns(), len(body) > HEAVY, question.id, normal_time(question.time, "time"))
         caller = self.callers.replayed(question.project, question.agent, holder, run)
-        answer, record = await self._answer(caller, question, asked)
+        answer, record = await self.decided(caller, question, asked)
         await self._send(scope, send, caller, question.session, answer, record)
 
-    async def _answer(self, caller: Caller, question: Question, asked: _Asking) -> tuple[Answer, dict[str, Any]]:
+    async def decided(self, caller: Caller, question: Question, asked: Asking) -> tuple[Answer, dict[str, Any]]:
         """Decide, record, wait for the acknowledgement. Problem 503 when that cannot be had; 429 beyond the limits."""
         if not self.lease.valid:
             raise problem(503, "no decision without a lease: nothing was heard from Kafka lately", retry_after=RETRY_S)
         verdict = self._judged(caller, question)
         ruling, head = verdict.ruling, self._head(caller, verdict.ruling, asked)
         if asked.heavy:
-            record = await self._aside(caller.limits, record_of, caller, question, asked.id, verdict, head)
+            record = await self.aside(caller.limits, record_of, caller, question, asked.id, verdict, head)
             asked.read = time.thread_time_ns()
         else:
             record = record_of(caller, question, asked.id, verdict, head)
@@ -210,14 +209,16 @@ class Decider:
         return answer_of(record, ruling), record
 
     async def _waits(
-        self, caller: Caller, question: Question, asked: _Asking, record: dict[str, Any], verdict: Verdict
+        self, caller: Caller, question: Question, asked: Asking, record: dict[str, Any], verdict: Verdict
     ) -> tuple[Ruling, Pending | None]:
         """What becomes of an `approve`: with an approval that fits and is given an `allow`; else it waits for one, which may
         have to be opened.
         """
         named, ruling, secret = question.approval, verdict.ruling, None
-        if verdict.resource is not None and verdict.resource != record["resource"]:
-            secret = digest_by(caller.mac, verdict.resource.encode("utf-8", "surrogatepass"))
+        said = (verdict.resource, record.get("resource")), (question.whom(), record.get("subject"))
+        hidden = [asked_as for asked_as, shown in said if asked_as is not None and asked_as != shown]
+        if hidden:
+            secret = digest_by(caller.mac, "\0".join(hidden).encode("utf-8", "surrogatepass"))
         if named is None:
             pending = self._approving.pending(caller, record, ruling, secret)
             record["approval"] = pending if isinstance(pending, str) else pending.approval
@@ -263,39 +264,67 @@ class Decider:
     async def _send(
         self, scope: Scope, send: Send, caller: Caller, session: str, answer: Answer, record: dict[str, Any] | None
     ) -> None:
-        """The last check and the answer, in one event-loop step. `record` None: an answer that was given before."""
+        """The answer to one question, as `POST /v1/decide` gives it."""
+        await self.send(scope, send, caller, [Given(session, answer, record)], lambda: _encode(answer))
+
+    async def send(
+        self,
+        scope: Scope,
+        send: Send,
+        caller: Caller,
+        given: Sequence[Given],
+        body: Callable[[], bytes],
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """The last check of all that is answered together, and the answer, in one event-loop step. `body`: what is written,
+        made when `valid_until` is known. Problem 503: one of them is overtaken, so none of them is answered.
+        """
         flow = scope.get("flow")
         while flow is not None and flow.write_paused:  # a slow reader must not come between the two
             await flow.drain()
-        out = self.checked(caller, session, answer, record)
-        headers = [_JSON, (b"content-length", b"%d" % len(out))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        why = next((why for one in given if (why := self._overtaken(caller, one.session, one.answer))), "")
+        if why:
+            raise self._too_late(caller, [one.record for one in given], why)
+        for one in given:
+            one.answer.valid_until = self.lease.until
+        out = body()
+        length = (b"content-length", b"%d" % len(out))
+        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, length, *headers]})
         await send({"type": "http.response.body", "body": out})
         if not caller.replay:
-            self.metrics.answers[answer.decision] += 1
-            if record is not None and "shadow" in record:
-                self.metrics.shadow[record["shadow"]] += 1
+            for one in given:
+                self.metrics.answers[one.answer.decision] += 1
+                if one.record is not None and "shadow" in one.record:
+                    self.metrics.shadow[one.record["shadow"]] += 1
 
     def checked(self, caller: Caller, session: str, answer: Answer, record: dict[str, Any] | None) -> bytes:
         """The last check -> the answer's bytes, to be written in the same step of the loop. Problem 503: it is overtaken."""
-        why = "" if self.lease.valid else "lease_ended"
-        if not why and self._state.refuses(caller.holder):
-            why = "caller_refused"
-        if (
-            not why
-            and answer.decision != "deny"
-            and not caller.replay
-            and self._controls.first(caller.project, caller.name, session) is not None
-        ):
-            why = "controlled"
+        why = self._overtaken(caller, session, answer)
         if why:
-            if record is not None and not caller.replay:
-                self.void(caller, record, why)
-            raise problem(503, f"the answer was overtaken while it waited ({why}); ask again", retry_after=RETRY_S)
+            raise self._too_late(caller, [record], why)
         answer.valid_until = self.lease.until
         return _encode(answer)
 
-    def _head(self, caller: Caller, ruling: Ruling, asked: _Asking) -> dict[str, Any]:
+    def _overtaken(self, caller: Caller, session: str, answer: Answer) -> str:
+        """Why an answer must not go out any more; "" when it may."""
+        if not self.lease.valid:
+            return "lease_ended"
+        if self._state.refuses(caller.holder):
+            return "caller_refused"
+        controlled = answer.decision != "deny" and not caller.replay
+        if controlled and self._controls.first(caller.project, caller.name, session) is not None:
+            return "controlled"
+        return ""
+
+    def _too_late(self, caller: Caller, records: Sequence[dict[str, Any] | None], why: str) -> Problem:
+        """The 503, after what is on record was taken back. None: an answer that was given before."""
+        if not caller.replay:
+            for record in records:
+                if record is not None:
+                    self.void(caller, record, why)
+        return problem(503, f"the answer was overtaken while it waited ({why}); ask again", retry_after=RETRY_S)
+
+    def _head(self, caller: Caller, ruling: Ruling, asked: Asking) -> dict[str, Any]:
         """How the `decision` begins. In a replay it is the same every time."""
         if caller.replay:
             moment = datetime.fromisoformat(asked.at)
@@ -333,7 +362,15 @@ class Decider:
         self.metrics.voids += 1
 
 
-class _Asking:
+class Given(NamedTuple):
+    """An answer that is on its way out, and its record. None: it was given before."""
+
+    session: str
+    answer: Answer
+    record: dict[str, Any] | None
+
+
+class Asking:
     """One question on its way. `began`: its head was there; `read`: the thread's own time since when it
     keeps the replica busy (both ns).
     """

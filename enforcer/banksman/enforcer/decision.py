@@ -97,6 +97,12 @@ def record_of(caller: Caller, question: Question, asked: str, verdict: Verdict, 
         told["asked"] = question.reason
     if told:
         record.update(caller.redactor.event(told))
+    whom = question.whom()
+    if whom is not None:
+        found: list[str] = []
+        record["subject"] = caller.redactor.text(whom, found, "/subject")
+        if found:
+            record["redactions"] = sorted({*record.get("redactions", ()), *found})
     ruling = verdict.ruling
     record["decision"], record["tier"], record["reason"] = ruling.decision, ruling.tier, ruling.reason
     if ruling.rule is not None:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from banksman.enforcer.budgets import Exhausted, Unknown, counted
 from banksman.enforcer.decision import held, spent
-from banksman.enforcer.question import MAX_QUESTION_BYTES, ExplainQuestion, facts_of, parse
+from banksman.enforcer.question import MAX_QUESTION_BYTES, ExplainQuestion, parse
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import problem
 from banksman.policy.explain import explain
@@ -63,7 +63,7 @@ class Explain:
             question.action,
             question.resource,
             question.branch,
-            facts_of(question),
+            question.facts(replica.policies.bundle, project),
         )
         controls = replica.state.controls.on(project, question.agent, question.session)
         if controls:

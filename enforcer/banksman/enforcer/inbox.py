@@ -164,6 +164,7 @@ def told(approval: Approval, now: float, *, brief: bool = False) -> dict[str, An
         "service": facts.service,
         "action": facts.action,
         "resource": facts.resource,
+        "subject": facts.subject,
         "branch": facts.branch,
         "args": args,
         "args_hash": facts.args_hash,

@@ -82,6 +82,14 @@ class AgentLimits:
             raise problem(429, f"{self.waiting} requests of this agent are waiting already", retry_after=1)
         return now
 
+    def several(self, further: int) -> None:
+        """A request asks for so many things more than one. It pays for them, if it has to later; Problem 429: they do not fit
+        into the share, beside what is waiting already.
+        """
+        if further and self.waiting and self.waiting + further >= self._share:
+            raise problem(429, f"{self.waiting} requests of this agent are waiting already", retry_after=1)
+        self._allowance -= further
+
     def give_back(self) -> None:
         """A request that was charged comes again by another way."""
         self._allowance += 1

@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse
 from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
+from banksman.enforcer.authzen import EVALUATION, EVALUATIONS, METADATA, MOST_ITEMS, SEMANTICS
+from banksman.enforcer.evaluation import AccessRequest
 from banksman.enforcer.inbox import LONGEST_WAIT_S, STATUSES, Verdict
 from banksman.enforcer.question import ExplainQuestion, Question, ReplayedQuestion
 from banksman.events import ACTION_KINDS, KINDS, NAME
@@ -60,7 +62,18 @@ class OpenApi:
 def document() -> dict[str, Any]:
     """The whole OpenAPI 3.1 document."""
     kinds = [KINDS[kind] for kind in sorted(ACTION_KINDS)]
-    models = [Question, ReplayedQuestion, ExplainQuestion, NewAgent, NewOperator, Act, Verdict, Answer, *kinds]
+    models = [
+        Question,
+        ReplayedQuestion,
+        ExplainQuestion,
+        NewAgent,
+        NewOperator,
+        Act,
+        Verdict,
+        Answer,
+        AccessRequest,
+        *kinds,
+    ]
     _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     for kind in kinds:  # what is missing is stamped
         _loosen(components[kind.__name__])
@@ -157,6 +170,25 @@ def document() -> dict[str, Any]:
             )
         },
         "/v1/status": {"get": _call("status", "How this replica is.", "viewer", answer=_STATUS, also=(503,))},
+        EVALUATION: {
+            "post": _call(
+                "accessEvaluation", "OpenID AuthZEN: may this subject do this? Only an `allow` is true.", "agent",
+                body=_ref("AccessRequest"), answer=_EVALUATED, also=(413, 429, 503), headers=(_REQUEST_ID,), wrong=400,
+            )
+        },
+        EVALUATIONS: {
+            "post": _call(
+                "accessEvaluations", "The same about several at once. Without `evaluations` it is one question.", "agent",
+                body=_EVALUATIONS, answer={"anyOf": [_EVALUATED, _object(evaluations={"type": "array", "items": _EVALUATED})]},
+                also=(413, 429, 503), headers=(_REQUEST_ID,), wrong=400,
+            )
+        },
+        METADATA: {
+            "get": _call(
+                "authzenConfiguration", "OpenID AuthZEN: where these two are.", "",
+                answer=_texts("policy_decision_point", "access_evaluation_endpoint", "access_evaluations_endpoint"),
+            )
+        },
         "/healthz": {"get": _call("healthz", "The process turns.", "", answer=_texts("status"))},
         "/readyz": {"get": _call("readyz", "It can decide.", "", answer=_texts("status"), also=(503,))},
         "/metrics": {"get": _call("metrics", "Prometheus text.", "", answer=None)},
@@ -185,6 +217,10 @@ _SENT = {
 _REPLAY = {
     "name": "Banksman-Replay", "in": "header", "schema": _NAMED,
     "description": "The name of a run. With an admin's token: what was recorded is replayed, marked, and changes nothing live.",
+}  # fmt: skip
+_REQUEST_ID = {
+    "name": "X-Request-ID", "in": "header", "schema": _TEXT,
+    "description": "The caller's own name for this request; the answer has it, too.",
 }  # fmt: skip
 _WHOSE = {
     "name": "agent", "in": "query", "schema": _TEXT,
@@ -229,6 +265,21 @@ def _texts(*names: str) -> dict[str, Any]:
     return _object(**dict.fromkeys(names, _TEXT))
 
 
+_WHY = {"context": {"type": "object"}}
+_EVALUATED = {"type": "object", "properties": {"decision": {"type": "boolean"}, **_WHY}, "required": ["decision"]}
+_EVALUATIONS = {
+    "type": "object",
+    "properties": {
+        **{name: _ref(name.capitalize()) for name in ("subject", "action", "resource")},
+        "context": {"type": ["object", "null"]},
+        "evaluations": {
+            "type": "array",
+            "maxItems": MOST_ITEMS,
+            "description": "Each an AccessRequest, its keys instead of those beside it. One that is wrong is answered as such.",
+        },
+        "options": {"type": "object", "properties": {"evaluations_semantic": {"enum": list(SEMANTICS)}}},
+    },
+}
 _AGENTS = {
     "type": "array",
     "items": {
@@ -245,7 +296,8 @@ _APPROVAL = _object(
     status={"enum": [status for status in STATUSES if status != "all"]},
     **dict.fromkeys(("project", "agent", "session", "service", "action", "requested_at", "expires_at"), _TEXT),
     **dict.fromkeys(
-        ("owner", "resource", "branch", "args_hash", "rule", "policy_version", "used_by", "agent_says"), _MAYBE
+        ("owner", "resource", "subject", "branch", "args_hash", "rule", "policy_version", "used_by", "agent_says"),
+        _MAYBE,
     ),
     args={"type": ["object", "null"]},
     brief={"type": "boolean", "description": "Arguments or words are left out for their length."},
@@ -291,9 +343,12 @@ def _call(
     also: tuple[int, ...] = (),
     content: dict[str, Any] | None = None,
     headers: tuple[dict[str, Any], ...] = (),
+    wrong: int = 422,
 ) -> dict[str, Any]:
-    """One operation. `who`: agent, or the role that an operator needs, or "" for anyone on the inside."""
-    errors = {400, 403, 405, 408, 431, *also} | ({401} if who else set()) | ({415, 422} if body else set())
+    """One operation. `who`: agent, or the role that an operator needs, or "" for anyone on the inside. `wrong`: what a
+    wrong field gets.
+    """
+    errors = {400, 403, 405, 408, 431, *also} | ({401} if who else set()) | ({415, wrong} if body else set())
     good = {"application/json": {"schema": answer}} if answer is not None else {"text/plain": {"schema": _TEXT}}
     security: list[dict[str, list[str]]] = (
         [] if not who else [{"agent": []}] if who == "agent" else [{"operator": [who]}]

@@ -16,11 +16,13 @@ from banksman import canonical, codec
 from banksman.errors import InvalidInput
 from banksman.events import Name, Uuid  # noqa: TC001 - msgspec resolves them
 from banksman.http_problem import Problem, problem
-from banksman.policy.holds import Facts
+from banksman.policy.holds import NONE, Facts
 from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from banksman.policy.compile import Bundle
 
 MAX_QUESTION_BYTES = 1024 * 1024
 Text = Annotated[str, Meta(max_length=65536)]  # a policy says `too_long` far below; this only bounds a record
@@ -47,6 +49,14 @@ class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     """The agent's own words for why it wants this."""
     approval: Annotated[str, Meta(max_length=128)] | None = None
 
+    def facts(self, bundle: Bundle, project: str) -> Facts:  # noqa: ARG002 - for questions about somebody else
+        """What conditions look at besides what the question is about."""
+        return NONE if self.args is None else Facts(self.args)
+
+    def whom(self) -> str | None:
+        """Whom it is about, where that is not the agent itself."""
+        return None
+
 
 class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A recorded question, asked again by an admin in the name of the agent that once asked it."""
@@ -55,6 +65,9 @@ class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_
     project: Name
     agent: Name
     time: str
+
+    def facts(self, bundle: Bundle, project: str) -> Facts:  # noqa: ARG002 - see `Question`
+        return Facts(self.args, _seconds(self.time))
 
 
 class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -66,12 +79,8 @@ class ExplainQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_d
     time: str | None = None
     """When it would be asked, for conditions about the time; absent: now."""
 
-
-def facts_of(question: Question) -> Facts:
-    """What conditions look at besides what the question is about: its arguments, and when it is, or was, asked."""
-    told = getattr(question, "time", None)
-    at = None if told is None else datetime.fromisoformat(normal_time(told, "time")).timestamp()
-    return Facts(question.args, at)
+    def facts(self, bundle: Bundle, project: str) -> Facts:  # noqa: ARG002 - see `Question`
+        return Facts(self.args, None if self.time is None else _seconds(self.time))
 
 
 def parse(body: bytes, model: type[Q]) -> Q:
@@ -104,6 +113,10 @@ def wrong(error: Exception) -> Problem:
     """A sentence of msgspec's as a 422."""
     told = codec.invalid(error)
     return problem(422, told.message, field=told.field)
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(normal_time(text, "time")).timestamp()
 
 
 def normal_time(text: Any, field: str) -> str:

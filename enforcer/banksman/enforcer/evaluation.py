@@ -1,0 +1,162 @@
+"""What OpenID AuthZEN asks (Authorization API 1.0), as a question of ours.
+
+    subject   {type, id, properties}    whom it is about: the agent itself, or somebody whom a gateway asks about
+    action    {name, properties}    ->  action, args
+    resource  {type, id, properties}->  service, resource; properties.branch -> branch
+    context   {session, …}          ->  session
+
+What else the properties and the context hold is a claim of whoever asks. It counts where the policy lists it (`claims`), and
+where the policy does not say something else of the subject itself (`subjects`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from banksman import codec
+from banksman.enforcer.question import Question, Text
+from banksman.events import is_name
+from banksman.http_problem import Problem, problem
+from banksman.policy.holds import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from banksman.enforcer.callers import Caller
+    from banksman.policy.compile import Bundle
+
+AGENT = "agent"
+"""The type of a subject that is an agent: nobody but itself may ask as such."""
+
+NO_SESSION = "authzen"
+"""The session of a question that names none."""
+
+KEYS = ("subject", "action", "resource", "context")
+
+Short = Annotated[str, Meta(max_length=4096)]
+
+
+class Subject(msgspec.Struct, gc=False):
+    """Whom it is about."""
+
+    type: Short
+    id: Short
+    properties: dict[str, Any] | None = None
+
+
+class Action(msgspec.Struct, gc=False):
+    """What is to be done. `properties` are its arguments."""
+
+    name: Text
+    properties: dict[str, Any] | None = None
+
+
+class Resource(msgspec.Struct, gc=False):
+    """What it is done to: `type` is the service. `properties.branch` is the branch."""
+
+    type: Text
+    id: Text
+    properties: dict[str, Any] | None = None
+
+
+class AccessRequest(msgspec.Struct, gc=False):
+    """One question. Fields that are not known are ignored."""
+
+    subject: Subject
+    """`type`, `id`, `properties`"""
+    action: Action
+    """`name`, `properties`"""
+    resource: Resource
+    """`type`, `id`, `properties`"""
+    context: dict[str, Any] | None = None
+    """`session`, and what the policy believes the caller about"""
+
+
+_MODELS: dict[str, Any] = {"subject": Subject, "action": Action, "resource": Resource, "context": dict[str, Any] | None}
+
+
+class Evaluation(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A question of ours that came as an AuthZEN request."""
+
+    subject: Subject
+    claimed: dict[str, dict[str, Any] | None]
+    """By root (`subject`, `resource`, `context`): what whoever asks says of it."""
+
+    def facts(self, bundle: Bundle, project: str) -> Facts:
+        compiled = bundle.policies.get(project)
+        if compiled is None:
+            return Facts(self.args)
+        policy, who = compiled.policy, self.subject
+        known: Mapping[str, Any] = policy.subjects.get(who.type, {}).get(who.id, {})
+        claims = {attribute: found for attribute in policy.claims if (found := self._claim(attribute)) is not None}
+        return Facts(self.args, subject={**known, "type": who.type, "id": who.id}, claims=claims)
+
+    def whom(self) -> str | None:
+        """`TYPE:ID`; a colon in the type is written `%3A`, so that no two subjects are written alike."""
+        if self.subject.type == AGENT:
+            return None
+        return f"{self.subject.type.replace('%', '%25').replace(':', '%3A')}:{self.subject.id}"
+
+    def _claim(self, attribute: str) -> Any:
+        root, *steps = attribute.split(".")
+        found: Any = self.claimed.get(root)
+        for step in steps:
+            found = found.get(step) if isinstance(found, dict) else None
+        return found
+
+
+def question_of(caller: Caller, asked: Any) -> Evaluation:
+    """A parsed body, or one item of a batch with its defaults put in -> the question. Problem 400 names the field that is
+    missing or has a wrong type; 403: about another agent.
+    """
+    request: AccessRequest = _converted(asked, AccessRequest, "")
+    _for_itself(caller, request.subject)
+    context, of_resource = request.context or {}, request.resource.properties or {}
+    session, branch = context.get("session", NO_SESSION), of_resource.get("branch")
+    if not isinstance(session, str) or not is_name(session):
+        raise problem(
+            400, "must be a name of at most 128 letters, digits and . _ @ : -", field="context.session"
+        )  # fmt: skip
+    if branch is not None and (not isinstance(branch, str) or len(branch) > 65536):
+        raise problem(400, "must be text", field="resource.properties.branch")
+    return Evaluation(
+        session=session,
+        service=request.resource.type,
+        action=request.action.name,
+        resource=request.resource.id,
+        branch=branch,
+        args=request.action.properties,
+        subject=request.subject,
+        claimed={"subject": request.subject.properties, "resource": of_resource, "context": context},
+    )
+
+
+def check_defaults(caller: Caller, given: Mapping[str, Any]) -> None:
+    """What a batch says for all its items. Problem 400, 403, as for one question; what is left out may stand in the items."""
+    for key in KEYS:
+        if key in given:
+            found = _converted(given[key], _MODELS[key], key)
+            if key == "subject":
+                _for_itself(caller, found)
+
+
+def _for_itself(caller: Caller, subject: Subject) -> None:
+    if subject.type == AGENT and subject.id != caller.name:
+        raise problem(403, "an agent may not ask for another agent", field="subject.id")
+
+
+def _converted(value: Any, model: Any, path: str) -> Any:
+    try:
+        return msgspec.convert(value, model)
+    except msgspec.ValidationError as error:
+        raise _wrong(error, path) from None
+
+
+def _wrong(error: Exception, path: str) -> Problem:
+    """A sentence of msgspec's as a 400, with the field in its text: what a gateway logs of an error is often only that."""
+    told = codec.invalid(error)
+    field = ".".join(part for part in (path, told.field) if part)
+    return problem(400, f"{field}: {told.message}" if field else told.message, field=field)
