@@ -57,7 +57,8 @@ def policy_of(document: dict[str, Any]) -> Policy:
 
 
 def ruling(where: Bundle, operation: Operation, args: dict[str, Any], agent: str = "a") -> Ruling:
-    return where.decide(PROJECT, agent, *operation, facts=Facts(args, 0.0)).ruling
+    service, action, resource, branch = operation
+    return where.decide(PROJECT, agent, service, action, resource, branch, Facts(args, 0.0)).ruling
 
 
 @given(conditional(), asked, st.randoms(use_true_random=False))
@@ -118,7 +119,7 @@ def test_leaving_an_argument_out_never_gets_more(document: dict[str, Any], sever
         for name in args:
             less = {other: value for other, value in args.items() if other != name}
             assert STRICTNESS[ruling(bundle, operation, less).decision] >= full, (name, operation, args)
-        assert STRICTNESS[bundle.decide(PROJECT, "a", *operation, facts=Facts(None, 0.0)).decision] >= full
+        assert STRICTNESS[ruling(bundle, operation, {}).decision] >= full
 
 
 @given(conditional(), asked)
@@ -129,8 +130,9 @@ def test_the_text_is_the_policy_and_explain_agrees(document: dict[str, Any], sev
     bundle = bundle_of(document)
     for operation, args in several:
         facts = Facts(args, 0.0)
-        told = explain(bundle, PROJECT, "a", *operation, facts=facts)
-        assert told.verdict == bundle.decide(PROJECT, "a", *operation, facts=facts)
+        service, action, resource, branch = operation
+        told = explain(bundle, PROJECT, "a", service, action, resource, branch, facts)
+        assert told.verdict == bundle.decide(PROJECT, "a", service, action, resource, branch, facts)
         if told.verdict.reason not in {"unknown_agent", "not_canonical"}:
             assert sorted(one.rule for one in told.rules if one.failed is None) == sorted(told.verdict.ruling.matched)
 
