@@ -62,6 +62,11 @@ class Console:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def base(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self._port}"
+
     def start(self) -> None:
         self._process = self._made.service("banksman.console", BANKSMAN_CONSOLE_PORT=str(self._port))
         until = time.monotonic() + 30
@@ -82,7 +87,7 @@ class Console:
     def ask(self, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", data, headers)
+        request = urllib.request.Request(self.base + path, data, headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             raw = answer.read()
         return json.loads(raw) if raw[:1] in b"{[" else raw
