@@ -14,6 +14,7 @@ from banksman.policy.backtest import Backtest, Needs, Recorded, needs
 from banksman.policy.compile import CompiledPolicy
 from banksman.policy.lint import lint
 from banksman.policy.load import load
+from banksman.policy.subjects import read, written
 from banksman.policy.suggest import ENOUGH, LISTED, Suggestion, generalised, suggest
 from banksman.policy.verdict import Outcome
 
@@ -148,3 +149,17 @@ def test_needs() -> None:
     assert of("") == Needs(args=False, time=False)
     assert of(", when: {args.n: 1}") == Needs(args=True, time=False)
     assert of(", when: {branch: main, time: {lt: '2026-12-01T00:00:00Z'}}") == Needs(args=False, time=True)
+    assert of(", when: {subject.role: x}") == Needs(args=False, time=False, subject=True)
+    assert of(", when: {args.n: {is: {attr: subject.n}}}") == Needs(args=True, time=False, subject=True)
+
+
+def test_backtest_knows_whom_it_was_about() -> None:
+    policy = load(b"""
+project: p
+subjects: {user: {ann: {role: editor}, bob: {role: viewer}}}
+agents: {a: {allow: [{service: doc, actions: [edit], when: {subject.role: editor}}]}}
+""").policy
+    backtest = Backtest(policy)
+    backtest.take(did("doc edit x", times=2)._replace(subject=written("user", who)) for who in ("ann", "bob", "eve"))
+    assert dict(backtest.done().totals()) == {"allow->deny": 4}
+    assert read(written("a:%3A", "x:y")) == ("a:%3A", "x:y")

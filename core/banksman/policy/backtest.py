@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.policy.compile import CompiledPolicy
-from banksman.policy.conditions import comparisons
+from banksman.policy.conditions import attributes_of, comparisons
 from banksman.policy.holds import NONE, Facts
+from banksman.policy.subjects import attributes, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from banksman.policy.rules import Policy
     from banksman.policy.verdict import Outcome
 
+CLAIMED = frozenset({"subject", "resource", "context"})
 EXAMPLES = 3
 """Of what moves together, so many are shown."""
 
@@ -43,6 +45,8 @@ class Recorded(NamedTuple):
     at: float | None = None
     days: int = 0
     """On how many days."""
+    subject: str | None = None
+    """Whom it was about, as it stands on record."""
 
 
 class Needs(NamedTuple):
@@ -50,6 +54,9 @@ class Needs(NamedTuple):
 
     args: bool
     time: bool
+    subject: bool = False
+    claims: bool = False
+    """These are on no record: what is decided by them cannot be worked out again."""
 
 
 class Kind(NamedTuple):
@@ -94,8 +101,23 @@ def needs(policy: Policy) -> Needs:
     """What has to be known of each recorded decision to put a policy to the test."""
     rules = [*policy.guardrails, *(rule for rules in policy.sets.values() for rule in rules)]
     rules += [rule for entry in policy.agents.values() for rule in entry.rules]
-    looked_at = {one.attribute.partition(".")[0] for rule in rules for one in comparisons(rule.when)}
-    return Needs("args" in looked_at, "time" in looked_at)
+    looked_at = {
+        name.partition(".")[0] for rule in rules for one in comparisons(rule.when) for name in attributes_of(one)
+    }
+    return Needs(
+        "args" in looked_at,
+        "time" in looked_at,
+        "subject" in looked_at,
+        bool(policy.claims) and bool(looked_at & CLAIMED),
+    )
+
+
+def facts_of(policy: Policy, one: Recorded) -> Facts:
+    """What conditions look at, as far as it is on record."""
+    if one.args is None and one.at is None and one.subject is None:
+        return NONE
+    subject = None if one.subject is None else attributes(policy, *read(one.subject))
+    return Facts(one.args, one.at, subject)
 
 
 class Backtest:
@@ -112,7 +134,7 @@ class Backtest:
             report.decisions += one.times
             report.operations += 1
             report.agents.add(one.agent)
-            facts = NONE if one.args is None and one.at is None else Facts(one.args, one.at)
+            facts = facts_of(self._policy.policy, one)
             ruling = decide(one.agent, one.service, one.action, one.resource, one.branch, facts).ruling
             after = ruling.shadow or ruling.decision
             if after == one.said:

@@ -125,6 +125,11 @@ def comparisons(condition: Condition | None) -> Iterator[Comparison]:
             yield from comparisons(part)
 
 
+def attributes_of(one: Comparison) -> tuple[str, ...]:
+    """The attributes that a comparison looks at."""
+    return (one.attribute, one.operand.name) if isinstance(one.operand, Attr) else (one.attribute,)
+
+
 def moment(text: Any) -> float | None:
     """RFC 3339 with a zone -> seconds since 1970; None: it is not."""
     try:

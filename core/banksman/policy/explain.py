@@ -14,7 +14,7 @@ import msgspec
 
 from banksman.policy.catalogue import surely_reads
 from banksman.policy.compile import names_action
-from banksman.policy.conditions import All, Attr, Comparison, Condition, Some, comparisons, plain
+from banksman.policy.conditions import All, Condition, Some, attributes_of, comparisons, plain
 from banksman.policy.globs import Custom, compile_patterns
 from banksman.policy.holds import NONE, Asked, Facts, compile_condition, value_of
 from banksman.policy.normal import bad_branch, bad_resource, bad_text, fold_action
@@ -132,17 +132,13 @@ def unmet(condition: Condition, asked: Asked, schedules: Mapping[str, Schedule])
 
 def _sentence(condition: Condition, asked: Asked) -> str:
     there = []
-    for name in dict.fromkeys(name for one in comparisons(condition) for name in _attributes(one)):
+    for name in dict.fromkeys(name for one in comparisons(condition) for name in attributes_of(one)):
         value = value_of(name, asked)
         if name == "time":
             value = datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
         there.append(f"{name} is {'not there' if value is None else json.dumps(value, ensure_ascii=False)}")
     wanted = json.dumps(plain(condition), ensure_ascii=False)
     return f"{wanted}, and {', '.join(there)}"
-
-
-def _attributes(one: Comparison) -> tuple[str, ...]:
-    return (one.attribute, one.operand.name) if isinstance(one.operand, Attr) else (one.attribute,)
 
 
 def _misspelled(service: str, action: str, resource: str | None, branch: str | None) -> str:

@@ -21,6 +21,7 @@ from banksman.enforcer.question import Question, Text
 from banksman.events import is_name
 from banksman.http_problem import Problem, problem
 from banksman.policy.holds import Facts
+from banksman.policy.subjects import attributes, written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,15 +91,12 @@ class Evaluation(Question, kw_only=True, forbid_unknown_fields=True, omit_defaul
         if compiled is None:
             return Facts(self.args)
         policy, who = compiled.policy, self.subject
-        known: Mapping[str, Any] = policy.subjects.get(who.type, {}).get(who.id, {})
         claims = {attribute: found for attribute in policy.claims if (found := self._claim(attribute)) is not None}
-        return Facts(self.args, subject={**known, "type": who.type, "id": who.id}, claims=claims)
+        return Facts(self.args, subject=attributes(policy, who.type, who.id), claims=claims)
 
     def whom(self) -> str | None:
-        """`TYPE:ID`; a colon in the type is written `%3A`, so that no two subjects are written alike."""
-        if self.subject.type == AGENT:
-            return None
-        return f"{self.subject.type.replace('%', '%25').replace(':', '%3A')}:{self.subject.id}"
+        """As it stands on record; None: it is the agent itself."""
+        return None if self.subject.type == AGENT else written(self.subject.type, self.subject.id)
 
     def _claim(self, attribute: str) -> Any:
         root, *steps = attribute.split(".")

@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
         policy = load(Path(args.file).read_bytes(), args.file).policy
     except OSError as error:
         raise InvalidInput(f"cannot be read: {error.strerror}", field=args.file) from None
-    backtest = Backtest(policy)
+    backtest, wanted = Backtest(policy), needs(policy)
+    if wanted.claims:
+        show.note("claims are on no record: what is decided by them is left open, so that such rules do not allow")
     with history.bar(f"decisions of {policy.project}") as progress:
-        for several in history.recorded(
-            policy.project, begins, now, needs(policy), agent=args.agent, progress=progress
-        ):
+        for several in history.recorded(policy.project, begins, now, wanted, agent=args.agent, progress=progress):
             backtest.take(several)
     report = backtest.done()
     if args.json:

@@ -67,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _history(old: Policy, new: Policy, since: str) -> Report:
     """What was really asked, and gets another answer by the new policy than by the old one."""
-    from banksman.policy.backtest import Backtest, Needs, needs
+    from banksman.policy.backtest import Backtest, Needs, facts_of, needs
     from banksman.policy.compile import CompiledPolicy
-    from banksman.policy.holds import Facts
 
     now = datetime.now(UTC)
     before, after = CompiledPolicy(old), Backtest(new)
@@ -78,7 +77,7 @@ def _history(old: Policy, new: Policy, since: str) -> Report:
         for several in history.recorded(new.project, history.since(since, now), now, wanted, progress=progress):
             for one in several:
                 asked = one.service, one.action, one.resource, one.branch
-                ruling = before.decide(one.agent, *asked, Facts(one.args, one.at)).ruling
+                ruling = before.decide(one.agent, *asked, facts_of(old, one)).ruling
                 after.take([one._replace(said=ruling.shadow or ruling.decision)])
     return after.done()
 

@@ -118,6 +118,8 @@ def _asked(
         columns, more = f"{columns}, JSONExtractRaw(raw, 'args') AS args_", f"{more}, args_"
     if needs.time:
         columns, more = f"{columns}, toUnixTimestamp64Milli(received) AS at_", f"{more}, at_"
+    if needs.subject:
+        columns, more = f"{columns}, JSONExtractString(raw, 'subject') AS subject_", f"{more}, subject_"
     query = _SQL.format(columns=columns, more=more, agent=" AND agent = {agent:String}" if agent is not None else "")
     parameters: dict[str, Any] = {
         "since": _clickhouse(since_), "until": _clickhouse(until), "project": project,
@@ -130,7 +132,7 @@ def _asked(
         Recorded(
             row["agent"], row["service"], row["action"], row["resource"] or None, row["branch"] or None, row["said"],
             int(row["times"]), row["session"], json.loads(row["args_"]) if row.get("args_") else None,
-            int(row["at_"]) / 1000 if "at_" in row else None, int(row["days"]),
+            int(row["at_"]) / 1000 if "at_" in row else None, int(row["days"]), row.get("subject_") or None,
         )
         for row in map(json.loads, raw.splitlines())
     ]  # fmt: skip
