@@ -29,7 +29,7 @@ from banksman.policy.conditions import comparisons, moment
 from banksman.policy.document import read, spell
 from banksman.policy.explain import explain
 from banksman.policy.holds import Facts
-from banksman.policy.load import load, place_of
+from banksman.policy.load import every_rule, load, place_of
 from banksman.policy.nearest import nearest
 
 if TYPE_CHECKING:
@@ -147,15 +147,6 @@ def run(file: Path) -> Ran:
         if verdict.ruling.rule is not None:
             ran.decided[verdict.ruling.rule] += 1
     return ran
-
-
-def every_rule(policy: Policy) -> Iterator[Rule]:
-    """All that a policy's file holds, in its order."""
-    yield from policy.guardrails
-    for rules in policy.sets.values():
-        yield from rules
-    for entry in policy.agents.values():
-        yield from entry.rules
 
 
 def _read(file: Path) -> tuple[TestFile, dict[Any, int]]:

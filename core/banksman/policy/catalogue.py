@@ -150,4 +150,5 @@ def surely_reads(service: str, action: str) -> bool:
 
 
 def _reads_aws(action: str) -> bool:
-    return action.rpartition(":")[2].startswith(READ_ONLY_AWS)
+    service, _, verb = action.partition(":")
+    return bool(service) and ":" not in verb and verb.startswith(READ_ONLY_AWS)

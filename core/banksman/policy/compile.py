@@ -20,7 +20,7 @@ from banksman.policy.catalogue import surely_reads
 from banksman.policy.conditions import comparisons
 from banksman.policy.globs import Custom, Matcher, compile_patterns
 from banksman.policy.holds import NONE, Asked, Facts, Holds, Truth, compile_condition
-from banksman.policy.match import NO_POLICY, judge, refuse
+from banksman.policy.match import NO_POLICY, judge, refuse, shadows
 from banksman.policy.normal import (
     FOLDS_ACTIONS,
     MAX_ACTION,
@@ -95,8 +95,7 @@ class CompiledPolicy:
 
     def is_shadow(self, name: str) -> bool:
         """Whether what the policy says about an agent is only noted."""
-        known = self.agent(name)
-        return self.policy.shadow if known is None or known.mode is None else known.mode == "shadow"
+        return shadows(self.policy, self.agent(name))
 
     def moment(self, at: float) -> tuple[Truth, ...]:
         """Another value whenever a condition about the time begins or ends to hold."""
@@ -126,16 +125,16 @@ class CompiledPolicy:
         if bucket is None:
             made = self._bucket(agent, service, action)
             if isinstance(made, Reason):
-                return Verdict(refuse(self.policy, agent, made), service, action, resource, branch)
+                return Verdict(refuse(self.policy, self.agent(agent), made), service, action, resource, branch)
             bucket = made
         if resource is not None and (len(resource) > MAX_RESOURCE or not bucket.plain(resource)):
             wrong = _refused(resource, MAX_RESOURCE, bad_resource(service, resource[: MAX_RESOURCE + 1]))
             if wrong is not None:
-                return Verdict(refuse(self.policy, agent, wrong), service, action, resource, branch)
+                return Verdict(refuse(self.policy, self.agent(agent), wrong), service, action, resource, branch)
         if branch is not None and (len(branch) > MAX_BRANCH or not PLAIN_BRANCH(branch)):
             wrong = _refused(branch, MAX_BRANCH, bad_branch(branch[: MAX_BRANCH + 1]))
             if wrong is not None:
-                return Verdict(refuse(self.policy, agent, wrong), service, action, resource, branch)
+                return Verdict(refuse(self.policy, self.agent(agent), wrong), service, action, resource, branch)
 
         found, asked = 0, None
         for bit, strict, resources, branches, holds in bucket.tests:
@@ -201,15 +200,16 @@ class CompiledPolicy:
 
     def _rule(self, agent: str, service: str, action: str, bucket: _Bucket, found: int) -> Ruling:
         states = [(rule, found >> 2 * at & 3) for at, rule in enumerate(bucket.rules)]
+        known = self.agent(agent)
         ruling = judge(
             self.policy,
-            agent,
+            known,
             service,
             action,
             [rule for rule, state in states if state in {1, 3}],
             [rule for rule, state in states if state == 2],
             [rule for rule, state in states if state == 3],
-            otherwise=Reason.UNKNOWN_AGENT if self.agent(agent) is None else Reason.DEFAULT_DENY,
+            otherwise=Reason.UNKNOWN_AGENT if known is None else Reason.DEFAULT_DENY,
         )
         if len(bucket.rulings) < _KEPT_RULINGS:
             bucket.rulings[found] = ruling

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from banksman.policy.globs import Custom, bad_pattern
+from banksman.canonical import MAX_INT
+from banksman.policy.globs import Custom, bad_pattern, has_wildcard
 from banksman.policy.nearest import nearest
 from banksman.policy.normal import bad_branch, bad_resource
 
@@ -219,7 +220,14 @@ class _Parser:
             return str(operand)
         if isinstance(operand, bool) or not isinstance(operand, int | float):
             raise ConditionError("must be a number", path)
-        return operand
+        return self._number(operand, path)
+
+    def _number(self, value: float, path: tuple[str | int, ...]) -> int | float:
+        """5.0 and 5 are one number, and written as one."""
+        whole = int(value) if value == int(value) else value
+        if abs(whole) > MAX_INT:
+            raise ConditionError("is further from zero than numbers in JSON mean one thing (2^53 - 1)", path)
+        return whole
 
     def _several(self, attribute: str, op: str, operand: Any, path: tuple[str | int, ...]) -> tuple[Scalar, ...]:
         values = operand if isinstance(operand, list) else [operand]
@@ -229,11 +237,13 @@ class _Parser:
             here = (*path, at) if isinstance(operand, list) else path
             if op == "glob":
                 self._pattern(attribute, value, here)
-            elif op == "during":
-                if not isinstance(value, str):
-                    raise ConditionError("must be the name of a schedule", here)
-            else:
-                self._value(attribute, value, here)
+            elif op == "during" and not isinstance(value, str):
+                raise ConditionError("must be the name of a schedule", here)
+        if op in {"in", "has"}:
+            values = [
+                self._value(attribute, value, (*path, at) if isinstance(operand, list) else path)
+                for at, value in enumerate(values)
+            ]
         return tuple({(type(value).__name__, value): value for value in sorted(values, key=_by_type)}.values())
 
     def _pattern(self, attribute: str, value: Any, path: tuple[str | int, ...]) -> None:
@@ -256,7 +266,9 @@ class _Parser:
             wrong = bad_branch(str(value))
         if wrong:
             raise ConditionError(f"{value!r} {wrong}: it would never be met, since such operations are denied", path)
-        return value
+        if attribute in {"resource", "action", "agent"} and has_wildcard(str(value)):
+            raise ConditionError(f"{value!r} holds a wildcard, and is compared as it stands: use glob", path)
+        return value if isinstance(value, bool | str) else self._number(value, path)
 
 
 def bad_attribute(name: str) -> str | None:

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from banksman.policy.conditions import Condition, plain
-from banksman.policy.globs import Custom
+from banksman.policy.conditions import All, Comparison, Condition, Not, Some, plain
 from banksman.policy.match import judge, refuse
-from banksman.policy.reach import Cell, cells, implies, services
-from banksman.policy.regions import TooMany, sorts
+from banksman.policy.reach import Cell, agents, cells, implies, services
+from banksman.policy.regions import TooMany
 from banksman.policy.rules import EVERY_SERVICE
 from banksman.policy.verdict import Outcome, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from banksman.policy.rules import Policy, Rule
 
@@ -78,12 +77,14 @@ class Setting(NamedTuple):
 
 def diff(old: Policy, new: Policy) -> Iterator[Change]:
     """Every sort of operations whose answer is another one, agent by agent."""
-    for agent in agents(old, new):
-        before, after = list(old.rules_of(agent)), list(new.rules_of(agent))
+    others = frozenset(name for name in old.schedules if old.schedules[name] != new.schedules.get(name))
+    strangers = [SOMEBODY_ELSE] if old.shadow or new.shadow else []  # else whoever has no entry is denied
+    for agent in (*agents(old, new), *strangers):
+        before, after = list(old.rules_of(agent)), [_timed(rule, others) for rule in new.rules_of(agent)]
         if _same_rules(before, after) and old.is_shadow(agent) == new.is_shadow(agent) and _known(old, new, agent):
             continue
         yield from _compared(old, new, agent, EVERY_SERVICE, _NO_RULE)
-        for service in services((*before, *after)):
+        for service in (*services((*before, *after)), OTHER_SERVICE):
             try:
                 for cell in cells((*before, *(_marked(rule) for rule in after)), service):
                     yield from _compared(old, new, agent, service, cell)
@@ -93,7 +94,7 @@ def diff(old: Policy, new: Policy) -> Iterator[Change]:
 
 def settings(old: Policy, new: Policy) -> Iterator[Setting]:
     """What else is another: modes, owners, budgets, what an alert does, where it goes."""
-    for what in ("shadow", "owner", "channel"):
+    for what in ("shadow", "owner", "channel", "schedules", "subjects", "claims"):
         yield from _changed("the project", what, getattr(old, what), getattr(new, what))
     for agent in agents(old, new):
         before, after = old.of(agent), new.of(agent)
@@ -104,12 +105,27 @@ def settings(old: Policy, new: Policy) -> Iterator[Setting]:
                 yield from _changed(agent, what, getattr(before, what), getattr(after, what))
 
 
-def agents(old: Policy, new: Policy) -> list[str]:
-    """Everybody who is named, and one of each sort that patterns of names tell apart."""
-    patterns = sorted({*old.patterns, *new.patterns})
-    named = {*old.agents, *new.agents} - set(patterns)
-    found = [one for one in sorts(Custom.ACTION, "", patterns) if one.matched] if patterns else []
-    return sorted(named | {one.example for one in found})
+SOMEBODY_ELSE, OTHER_SERVICE = "somebody-else", "any-other-service"
+"""Who, and what, no rule names: shadow mode and freezes are about them too."""
+
+
+def _timed(rule: Rule, others: Collection[str]) -> Rule:
+    """The new policy's rule, where it goes by a schedule that is another one now: another condition than the old one's."""
+    return rule if rule.when is None or not others else msgspec.structs.replace(rule, when=_renamed(rule.when, others))
+
+
+def _renamed(condition: Condition, others: Collection[str]) -> Condition:
+    match condition:
+        case All(parts):
+            return All(tuple(_renamed(part, others) for part in parts))
+        case Some(parts):
+            return Some(tuple(_renamed(part, others) for part in parts))
+        case Not(part):
+            return Not(_renamed(part, others))
+        case Comparison(attribute, "during", tuple() as names):
+            return Comparison(attribute, "during", tuple(f"{name} (new)" if name in others else name for name in names))
+        case _:
+            return condition
 
 
 _NO_RULE = Cell("*", None, None, (), ())
@@ -166,10 +182,12 @@ def _answer(policy: Policy, agent: str, service: str, cell: Cell, held: dict[byt
         ]
 
     if policy.of(agent) is None and not policy.shadow:
-        ruling = refuse(policy, agent, Reason.UNKNOWN_AGENT)
+        ruling = refuse(policy, None, Reason.UNKNOWN_AGENT)
     else:
         otherwise = Reason.UNKNOWN_AGENT if policy.of(agent) is None else Reason.DEFAULT_DENY
-        ruling = judge(policy, agent, service, cell.action, of(cell.match), of(cell.missing), otherwise=otherwise)
+        ruling = judge(
+            policy, policy.of(agent), service, cell.action, of(cell.match), of(cell.missing), otherwise=otherwise
+        )
     approvers = tuple((one.any, one.min, one.expires) for one in ruling.approvers)
     return Answer(ruling.decision, ruling.tier, ruling.rule, ruling.reason, approvers, ruling.shadow)
 
@@ -206,6 +224,8 @@ def _changed(about: str, what: str, before: object, after: object) -> Iterator[S
 
 
 def _said(value: object) -> str:
+    if isinstance(value, dict):  # schedules, subjects
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
     if isinstance(value, msgspec.Struct):
         value = {name: said for name, said in msgspec.structs.asdict(value).items() if said is not None}
     return "none" if value is None else json.dumps(value, ensure_ascii=False)

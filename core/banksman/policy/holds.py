@@ -11,12 +11,12 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from banksman.policy.conditions import MAX_VALUES, WHOLE, All, Attr, Comparison, Condition, Not, Some, custom_of, moment
 from banksman.policy.globs import compile_patterns
-from banksman.policy.normal import MAX_RESOURCE, bad_resource
+from banksman.policy.normal import MAX_RESOURCE, bad_resource, fold_action
 from banksman.policy.schedules import Schedule, holds
 
 
@@ -32,6 +32,11 @@ class Facts(NamedTuple):
 
 
 NONE = Facts()
+UNKNOWN = object()
+"""Of an attribute that is looked for inside of what holds nothing by name: there is something, and nobody can say what."""
+
+MAX_HELD = 256
+"""Values of a list that `has` goes through."""
 
 
 class Asked(NamedTuple):
@@ -66,7 +71,8 @@ def compile_condition(condition: Condition, service: str, schedules: Mapping[str
 
 def value_of(attribute: str, asked: Asked) -> Any:
     """What an attribute is, for people who ask why; None: there is none."""
-    return _get(attribute)(asked)
+    found = _get(attribute)(asked)
+    return None if found is UNKNOWN else found
 
 
 def _all(parts: tuple[Holds, ...], asked: Asked) -> Truth:
@@ -102,7 +108,9 @@ def _not(part: Holds, asked: Asked) -> Truth:
 def _comparison(said: Comparison, service: str, schedules: Mapping[str, Schedule]) -> Holds:
     get, operand = _get(said.attribute), said.operand
     if said.op == "exists":
-        return lambda asked: get(asked) is not None
+        return partial(_exists, get)
+    if said.attribute == "action":  # which is folded before it is matched
+        operand = _folded(service, operand)
     if said.op == "during":
         assert isinstance(operand, tuple), operand
         several = [schedules[str(name)] for name in operand]
@@ -116,13 +124,46 @@ def _comparison(said: Comparison, service: str, schedules: Mapping[str, Schedule
         matches = compile_patterns(custom, service if said.attribute == "resource" else "", tuple(map(str, operand)))
         whole = said.attribute in WHOLE  # its spelling was looked at before any rule was
         return lambda asked: _globbed(matches, get(asked), whole=whole)
+    if said.op == "in" and isinstance(operand, tuple):
+        return partial(_among, get, _by_kind(operand))
     if said.attribute == "time":
         return partial(_timed, _COMPARE[said.op], moment(operand))
     return lambda asked, compare=_COMPARE[said.op]: _compared(compare, get(asked), operand)  # type: ignore[misc]
 
 
 def _compared(compare: Callable[[Any, Any], Truth], value: Any, wanted: Any) -> Truth:
-    return None if value is None or wanted is None else compare(value, wanted)
+    if value is None or wanted is None or value is UNKNOWN or wanted is UNKNOWN:
+        return None
+    return compare(value, wanted)
+
+
+def _folded(service: str, operand: Any) -> Any:
+    if isinstance(operand, tuple):
+        return tuple(fold_action(service, str(one)) for one in operand)
+    return fold_action(service, operand) if isinstance(operand, str) else operand
+
+
+def _exists(get: Get, asked: Asked) -> Truth:
+    value = get(asked)
+    return None if value is UNKNOWN else value is not None
+
+
+def _by_kind(values: tuple[Any, ...]) -> dict[type, frozenset[Any]]:
+    kinds = {_kind(one) for one in values}
+    return {kind: frozenset(one for one in values if _kind(one) is kind) for kind in kinds}
+
+
+def _among(get: Get, wanted: dict[type, frozenset[Any]], asked: Asked) -> Truth:
+    value = get(asked)
+    several = wanted.get(_kind(value))
+    return None if several is None else value in several
+
+
+def _kind(value: Any) -> type:
+    """What a value can be compared with: bool, float for all numbers, str; anything else is of its own kind."""
+    if isinstance(value, bool):
+        return bool
+    return float if isinstance(value, int | float) else type(value)
 
 
 def _timed(compare: Callable[[Any, Any], Truth], bound: float | None, asked: Asked) -> Truth:
@@ -130,9 +171,15 @@ def _timed(compare: Callable[[Any, Any], Truth], bound: float | None, asked: Ask
 
 
 def _globbed(matches: Callable[[str], object], value: Any, *, whole: bool) -> Truth:
-    if not isinstance(value, str) or len(value) > MAX_RESOURCE or not (whole or bad_resource("", value) is None):
+    if not isinstance(value, str) or len(value) > MAX_RESOURCE or not (whole or _has_one_spelling(value)):
         return None  # `a/../b` has more than one spelling, so a pattern says nothing about it
     return bool(matches(value))
+
+
+@lru_cache(512)
+def _has_one_spelling(text: str) -> bool:
+    """One argument may be looked at by many rules."""
+    return bad_resource("", text) is None
 
 
 def _same_kind(one: Any, other: Any) -> bool:
@@ -156,16 +203,14 @@ def _in(value: Any, wanted: Any) -> Truth:
 
 def _has(value: Any, wanted: Any) -> Truth:
     """One of the wanted is in a list."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_VALUES:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_HELD:
         return None
     several = wanted if isinstance(wanted, tuple) else (wanted,)
-    there = {_typed(one) for one in value if isinstance(one, bool | int | float | str)}
-    return any(_typed(one) in there for one in several)
-
-
-def _typed(value: Any) -> tuple[type, Any]:
-    """To Python 1 and true are the same."""
-    return (float if isinstance(value, int) and not isinstance(value, bool) else type(value)), value
+    plain = [one for one in value if isinstance(one, bool | int | float | str)]
+    there = {(_kind(one), one) for one in plain}
+    if any((_kind(one), one) in there for one in several):
+        return True
+    return False if len(plain) == len(value) else None  # what stands in a list in it nobody has looked at
 
 
 def _ordered(compare: Callable[[Any, Any], bool], value: Any, wanted: Any) -> Truth:
@@ -208,10 +253,10 @@ def _within_args(steps: tuple[str, ...], asked: Asked) -> Any:
     for step in steps:
         if isinstance(found, Mapping):
             found = found.get(step)
-        elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
-            found = found[int(step)]
+        elif isinstance(found, list) and step.isdecimal() and len(step) < 6:
+            found = found[int(step)] if int(step) < len(found) else None
         else:
-            return None
+            return None if found is None else UNKNOWN
     return found
 
 

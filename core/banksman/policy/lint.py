@@ -16,9 +16,9 @@ from banksman.policy.load import checked, finished
 from banksman.policy.match import allow_tier
 from banksman.policy.nearest import nearest
 from banksman.policy.normal import fold_action
-from banksman.policy.reach import Cell, cells, implies, services
+from banksman.policy.reach import Cell, agents, cells, implies, services
 from banksman.policy.regions import TooMany
-from banksman.policy.rules import EFFECTS, FREEZE, GUARDRAILS, USE
+from banksman.policy.rules import EFFECTS, EVERY_SERVICE, FREEZE, GUARDRAILS, USE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,6 +58,7 @@ CODES: dict[str, tuple[Level, str]] = {
         "warning",
         "an `allow` rule has a pattern without a single literal character, or none where others have one",
     ),
+    "literal-wildcard": ("warning", "a condition compares with text that holds a wildcard, and not as a pattern"),
     "approval-without-resources": ("warning", "an approval rule without `resources` is about every resource there is"),
     "no-owner": ("warning", "nobody answers for an agent: neither it nor the project has an owner"),
     "no-budget": ("warning", "an agent may spend without a limit"),
@@ -107,7 +108,9 @@ class _Linter:
 
     def look(self) -> None:
         for rule in self._all.values():
-            if not rule.freeze:
+            if rule.freeze:
+                self._service(rule, _place(rule))
+            else:
                 self._one_rule(rule)
         self._deciding()
         self._agents()
@@ -124,14 +127,23 @@ class _Linter:
 
     # ── one rule by itself ──
 
-    def _one_rule(self, rule: Rule) -> None:
-        known = SERVICES.get(rule.service)
-        if known is None:
+    def _service(self, rule: Rule, where: Path) -> None:
+        if rule.service not in SERVICES and rule.service != EVERY_SERVICE:
             near = nearest(rule.service, SERVICES)
             self._say(
-                "unknown-service", (*_place(rule), "service"), f"{rule.service} is no service that is known here{near}",
+                "unknown-service", where, f"{rule.service} is no service that is known here{near}",
                 "correct the name, or leave it: a service of your own needs no entry anywhere", rule, error=bool(near),
             )  # fmt: skip
+
+    def _one_rule(self, rule: Rule) -> None:
+        known = SERVICES.get(rule.service)
+        self._service(rule, (*_place(rule), "service"))
+        for one in comparisons(rule.when):
+            values = one.operand if isinstance(one.operand, tuple) else (one.operand,)
+            wild = next((value for value in values if isinstance(value, str) and has_wildcard(value)), None)
+            if one.op in {"is", "in"} and wild is not None:
+                why = f"{one.attribute} is compared with {wild!r} as it stands: * is no wildcard here"
+                self._say("literal-wildcard", (*_place(rule), "when"), why, f"{{glob: {wild!r}}}", rule)
         for at, action in enumerate(rule.actions):
             self._verb(rule, at, action)
         if rule.branches and known is not None and not known.branches:
@@ -206,7 +218,7 @@ class _Linter:
 
     def _deciding(self) -> None:
         deciding = _Deciding()
-        for rules in [list(self._policy.rules_of(agent)) for agent in self._policy.agents]:
+        for rules in [list(self._policy.rules_of(agent)) for agent in agents(self._policy)]:
             for service in services(rules):
                 try:
                     for cell in cells(rules, service):
@@ -324,6 +336,8 @@ class _Deciding:
 
 def _stricter(other: Rule, rule: Rule, cell: Cell) -> bool:
     """Whether the other one goes before it here. What is denied for a field that was left out goes before all but `never`."""
+    if rule.guardrail and not other.guardrail:
+        return False  # in shadow mode guardrails alone are enforced
     if rule in cell.missing and other in cell.match:
         return other.effect == "never"
     if other in cell.missing and rule in cell.match:

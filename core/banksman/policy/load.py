@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from banksman.canonical import canonical
-from banksman.errors import InvalidPolicy
+from banksman.canonical import parse as parse_json
+from banksman.errors import InvalidInput, InvalidPolicy
 from banksman.policy.conditions import Comparison, ConditionError, Scalar, comparisons
 from banksman.policy.document import Path, read, spell
 from banksman.policy.globs import has_wildcard
@@ -79,8 +80,11 @@ def load(raw: bytes, file: str = "policy") -> Loaded:
 
 def checked(raw: bytes, file: str) -> tuple[PolicyFile | None, dict[Path, int], list[InvalidPolicy]]:
     """-> (what is written, the line of each of its values, all that is wrong with it, by line)."""
+    document = normal_document(raw)
+    lines: dict[Path, int] = {(): 1}
     try:
-        document, lines = read(raw, file)
+        if document is None:
+            document, lines = read(raw, file)
     except InvalidPolicy as error:
         return None, {}, [error]
     if not isinstance(document, dict):
@@ -102,10 +106,48 @@ def finished(written: PolicyFile, lines: dict[Path, int], file: str) -> Loaded:
     wrong = next(_unknown_names(written), None)
     if wrong is not None:
         raise InvalidPolicy(wrong[1], file=file, line=_line(wrong[0], lines), key=spell(wrong[0]))
-    text = normal_text(written)
+    try:
+        text = normal_text(written)
+    except InvalidInput as error:
+        raise InvalidPolicy(error.message, file=file, line=1, key=error.field) from None
     if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_EVENT_TEXT:
         raise InvalidPolicy("the policy is too large to be published; split the project", file=file, line=1)
-    return Loaded(_policy(written, text), text)
+    policy = _policy(written, text)
+    if policy.subjects or any(rule.when is not None for rule in every_rule(policy)):
+        again, _, refused = checked(text.encode(), file)
+        if again is None or _policy(again, text) != policy or normal_text(again) != text:
+            why = f": {refused[0].message}" if refused else ""
+            raise InvalidPolicy(
+                f"has no one form that could be published{why}; write it more simply", file=file, line=1
+            )
+    return Loaded(policy, text)
+
+
+def normal_document(raw: bytes) -> Any:
+    """What stands in a normalised text, which is JSON on one line; None: it is none."""
+    if not raw.startswith(b'{"') or b"\n" in raw:
+        return None
+    try:
+        document = parse_json(raw)
+    except InvalidInput:
+        return None
+    return None if _holds_null(document) else document
+
+
+def _holds_null(value: Any) -> bool:
+    """`null` must not come to mean any."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return any(map(_holds_null, value)) if isinstance(value, list) else value is None
+
+
+def every_rule(policy: Policy) -> Iterator[Rule]:
+    """All that a policy's file holds, in its order."""
+    yield from policy.guardrails
+    for rules in policy.sets.values():
+        yield from rules
+    for entry in policy.agents.values():
+        yield from entry.rules
 
 
 def normal_text(written: PolicyFile) -> str:
@@ -113,7 +155,7 @@ def normal_text(written: PolicyFile) -> str:
 
     The order of rules stays, although it means nothing either: rule ids count from the top of their list.
     """
-    return canonical(_without_empty(written.model_dump(mode="json", exclude_defaults=True, by_alias=True))).decode()
+    return canonical(_normal(written.model_dump(mode="json", exclude_defaults=True, by_alias=True))).decode()
 
 
 def version_of(project: str, number: int | None, text: str) -> str:
@@ -122,15 +164,25 @@ def version_of(project: str, number: int | None, text: str) -> str:
 
 
 def _without_empty(value: Any) -> Any:
-    """Without empty lists and mappings, which say the same as leaving them out; an agent without rules stays."""
+    """Without empty lists and mappings, which say the same as leaving them out."""
     if not isinstance(value, dict):
         return value
-    agents = value.get("agents")
-    kept = {key: _without_empty(part) for key, part in value.items() if key != "agents"}
-    result = {key: part for key, part in kept.items() if part not in ({}, [])}
-    if agents is not None:
-        result["agents"] = {name: _without_empty(part) for name, part in agents.items()}
-    return result
+    kept = {key: _without_empty(part) for key, part in value.items()}
+    return {key: part for key, part in kept.items() if part not in ({}, [])}
+
+
+_NAMED = ("agents", "rules")
+"""An agent, or a set, without rules stays one."""
+
+
+def _normal(document: dict[str, Any]) -> dict[str, Any]:
+    named = {
+        key: {name: _without_empty(part) for name, part in document[key].items()} for key in _NAMED if key in document
+    }
+    rest = {key: part for key, part in document.items() if key not in {*_NAMED, "subjects"}}
+    whole = {key: part for key, part in named.items() if part or key == "agents"}
+    subjects = {"subjects": document["subjects"]} if document.get("subjects") else {}
+    return {**_without_empty(rest), **whole, **subjects}
 
 
 def _policy(written: PolicyFile, text: str) -> Policy:

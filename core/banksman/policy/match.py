@@ -14,7 +14,7 @@ from banksman.policy.verdict import ASK, FREE, LOGGED, NEVER, Approvers, Outcome
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from banksman.policy.rules import Policy, Rule
+    from banksman.policy.rules import AgentPolicy, Policy, Rule
 
 _NOBODY_IN_PARTICULAR = Approvers()
 
@@ -32,7 +32,7 @@ class _Judged(NamedTuple):
 
 def judge(
     policy: Policy,
-    agent: str,
+    known: AgentPolicy | None,
     service: str,
     action: str,
     matched: Sequence[Rule],
@@ -41,15 +41,15 @@ def judge(
     *,
     otherwise: Reason = Reason.DEFAULT_DENY,
 ) -> Ruling:
-    """The answer when `matched` match and `missing` (never and require_approval) would, had the operation named its
-    branch or resource. Both with guardrails first, in the order of the file. `unsure`: those that match because whether their
-    condition holds cannot be worked out. `otherwise`: why, when nothing matches.
+    """The answer to an agent of which that is `known`, when `matched` match and `missing` (never and require_approval) would,
+    had the operation named its branch or resource. Both with guardrails first, in the order of the file. `unsure`: those that
+    match because whether their condition holds cannot be worked out. `otherwise`: why, when nothing matches.
     """
     by = _Combining(service, action, unsure, otherwise)
     in_force = [rule for rule in matched if not rule.shadow], [rule for rule in missing if not rule.shadow]
     said = by(*in_force)
     shadow: Outcome | None = None
-    if policy.is_shadow(agent):
+    if shadows(policy, known):
         # Shadow never covers guardrails: what they say alone is in force, the rest is only noted.
         held = by(*([rule for rule in rules if rule.guardrail] for rules in in_force), allowed=True)
         if held.reason is otherwise:
@@ -65,20 +65,30 @@ def judge(
     ids = tuple(rule.id for rule in matched)
     return Ruling(
         said.decision, said.tier, said.rule, said.reason, ids, said.approvers, shadow,
-        policy.project, policy.version, policy.owner_of(agent),
+        policy.project, policy.version, owner(policy, known),
     )  # fmt: skip
 
 
-def refuse(policy: Policy, agent: str, reason: Reason) -> Ruling:
+def shadows(policy: Policy, known: AgentPolicy | None) -> bool:
+    """Whether what is said about an agent is only noted."""
+    return policy.shadow if known is None or known.mode is None else known.mode == "shadow"
+
+
+def owner(policy: Policy, known: AgentPolicy | None) -> str | None:
+    """Who answers for an agent: its own owner, else the project's."""
+    return (known.owner if known is not None else None) or policy.owner
+
+
+def refuse(policy: Policy, known: AgentPolicy | None, reason: Reason) -> Ruling:
     """The answer to an operation that no rule is asked about: an unknown agent, a spelling that is not the one.
 
     In shadow mode it is only noted, unless the policy has guardrails: a spelling that cannot be matched may be one of
     what they forbid.
     """
-    covered = policy.is_shadow(agent) and not policy.guardrails
+    covered = shadows(policy, known) and not policy.guardrails
     return Ruling(
         "allow" if covered else "deny", NEVER, None, reason, (), (), "deny" if covered else None,
-        policy.project, policy.version, policy.owner_of(agent),
+        policy.project, policy.version, owner(policy, known),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from banksman.canonical import MAX_INT
 from banksman.events import is_name
 from banksman.policy.conditions import Condition, ConditionError, bad_attribute, parse, plain
 from banksman.policy.globs import Custom, bad_pattern, has_wildcard
@@ -159,7 +160,15 @@ def _attribute(value: Any) -> Any:
     several = value if isinstance(value, list) else [value]
     if not all(isinstance(one, bool | int | float | str) for one in several) or len(several) > MAX_PATTERNS:
         raise ValueError(f"must be text, a number, true or false, or a list of at most {MAX_PATTERNS} of these")
-    return value
+    made = [_number(one) if isinstance(one, float) and not isinstance(one, bool) else one for one in several]
+    if any(isinstance(one, int | float) and abs(one) > MAX_INT for one in made):
+        raise ValueError("holds a number further from zero than those in JSON mean one thing (2^53 - 1)")
+    return made if isinstance(value, list) else made[0]
+
+
+def _number(value: float) -> int | float:
+    """5.0 and 5 are one number, and written as one."""
+    return int(value) if value == int(value) else value
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -355,6 +364,8 @@ class SchedulePart(_Part):
             raise ValueError("bounds nothing: give days, from, to, begins or ends")
         if self.begins is not None and self.ends is not None and self.begins >= self.ends:
             raise ValueError("ends before it begins")
+        if self.since == DAY_MINUTES:
+            raise ValueError('from is the end of the day: write "00:00", and the next day')
         if self.since is not None and self.since == (self.until or 0):
             raise ValueError("from and to are the same: leave both out for the whole day")
         return self

@@ -12,17 +12,17 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from banksman.policy.catalogue import SERVICES, surely_reads
+from banksman.policy.catalogue import READ_ONLY_AWS, READ_ONLY_WORDS, SERVICES, is_read_only, surely_reads
 from banksman.policy.conditions import All, Attr, Comparison, Condition, Not, Scalar, Some
-from banksman.policy.globs import Custom, compile_patterns
+from banksman.policy.globs import Custom, compile_patterns, matches_name
 from banksman.policy.normal import fold_action
 from banksman.policy.regions import Sort, TooMany, sorts
 from banksman.policy.rules import EVERY_SERVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from banksman.policy.rules import Rule
+    from banksman.policy.rules import Policy, Rule
 
 MAX_CELLS = 200_000
 """Cells of one table; beyond, TooMany."""
@@ -85,6 +85,8 @@ def _follows(one: Condition | None, other: Condition) -> bool:
         return False
     if {one.op, other.op} <= _BOUNDS and not isinstance(one.operand, Attr) and not isinstance(other.operand, Attr):
         return _within(one, other) if one.attribute != "time" else False
+    if _kinds(one) is None or _kinds(one) != _kinds(other):
+        return False  # `in ["5", 6]` is a plain no where `is 6` cannot be worked out
     return set(_values(one) or ()) <= set(_values(other) or ()) if _values(one) else False
 
 
@@ -141,19 +143,34 @@ class _Dimension:
 
 
 def _actions(rules: Sequence[Rule], service: str) -> list[tuple[str, list[int]]]:
-    """An action of each sort, and the rules that name it."""
+    """An action of each sort, and the rules that name it. Of one sort are those that the same patterns match, and that read,
+    or may be taken to read, alike: an `allow` rule's tier and a freeze go by that.
+    """
     known = SERVICES.get(service)
     patterns = list(dict.fromkeys(fold_action(service, one) for rule in rules for one in rule.actions))
     found = {one.example: None for one in sorts(Custom.ACTION, service, patterns)} if patterns else {}
-    if known is not None and known.verbs:
-        # Its own verbs are better examples, and where it has no others the only ones.
-        found = dict.fromkeys(sorted(known.verbs)) | (found if known.open else {})
-    told: dict[tuple[int, ...], str] = {}
+    if known is None or known.open:
+        found |= dict.fromkeys(_spelled(service, patterns))
+    if known is not None:  # its own verbs are better examples
+        found = dict.fromkeys(sorted(known.verbs)) | found
+    told: dict[object, tuple[str, list[int]]] = {}
     for action in found:
-        about = tuple(number for number, rule in enumerate(rules) if _names(rule, service, action))
+        about = [number for number, rule in enumerate(rules) if _names(rule, service, action)]
+        matched = tuple(bool(compile_patterns(Custom.ACTION, service, (one,))(action)) for one in patterns)
         if about:
-            told.setdefault(about, action)
-    return [(action, list(about)) for about, action in told.items()]
+            told.setdefault((matched, is_read_only(service, action), surely_reads(service, action)), (action, about))
+    return list(told.values())
+
+
+def _spelled(service: str, patterns: Sequence[str]) -> Iterator[str]:
+    """Actions that patterns match and that read, or do not, by their first words: of one sort there may be both."""
+    words = READ_ONLY_AWS if service == "aws" else sorted(READ_ONLY_WORDS)
+    for pattern in patterns:
+        first, star, rest = pattern.replace("?", "x").partition("*")
+        if star:
+            head = "s3:" if service == "aws" and ":" not in first else ""
+            for word in (*words, "", "x"):
+                yield f"{first}{head}{word}{rest.replace('*', '')}"
 
 
 def _names(rule: Rule, service: str, action: str) -> bool:
@@ -161,6 +178,24 @@ def _names(rule: Rule, service: str, action: str) -> bool:
         return False
     folded = tuple(fold_action(service, pattern) for pattern in rule.actions)
     return bool(compile_patterns(Custom.ACTION, service, folded)(action))
+
+
+def agents(*policies: Policy) -> list[str]:
+    """Everybody whom a policy names, and one of each sort that patterns of names tell apart."""
+    patterns = sorted({pattern for policy in policies for pattern in policy.patterns})
+    named = {name for policy in policies for name in policy.agents} - set(patterns)
+    found = [one for one in sorts(Custom.ACTION, "", patterns) if one.matched] if patterns else []
+    return sorted(named | {_nobodys(one, patterns, named) for one in found})
+
+
+def _nobodys(sort: Sort, patterns: Sequence[str], named: Collection[str]) -> str:
+    """A name of that sort that has no entry of its own."""
+    for name in (sort.example, *(f"{sort.example}{more}" for more in ("x", "-x", "0", "-0")), f"x{sort.example}"):
+        if name not in named and sort.matched == frozenset(
+            number for number, one in enumerate(patterns) if matches_name(one, name)
+        ):
+            return name
+    return sort.example
 
 
 def services(rules: Iterable[Rule]) -> list[str]:

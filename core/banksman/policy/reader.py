@@ -200,6 +200,8 @@ def read_policy(name: str, raw: bytes, digest: str) -> Good | Bad:
         loaded = load(raw, name)
     except InvalidPolicy as error:
         return Bad(name, error.message, error.line, error.key, _project_in(raw), digest[:12])
+    except Exception as error:  # noqa: BLE001 - one file must not keep all others from being read
+        return Bad(name, f"an error of ours: {type(error).__name__}: {error}", 0, "", _project_in(raw), digest[:12])
     return Good(name, loaded.policy, loaded.text)
 
 

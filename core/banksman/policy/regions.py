@@ -48,7 +48,9 @@ def sorts(custom: Custom, service: str, patterns: Sequence[str]) -> list[Sort]:
     no_slash_after = {"/", "/.", "/.."} | ({_BEGIN} if custom is Custom.BRANCH else set())
     literals = {element for program in programs for element in program if isinstance(element, str)}
     other = next(char for char in _OTHERS + "".join(map(chr, range(0x4E00, 0x9000))) if char not in literals)
-    paths = custom is not Custom.ACTION and service != "aws" and not any(one.startswith("arn:") for one in patterns)
+    # An ARN's keys, and what a URL begins with, have slashes that follow each other.
+    paths = custom is not Custom.ACTION and service != "aws"
+    paths = paths and not any(one.startswith("arn:") or "://" in one for one in patterns)
     start = _closed(programs, ((number, 0, False) for number in range(len(programs)))), _BEGIN
     seen: dict[tuple[frozenset[_Place], str], str] = {start: ""}
     waiting, work = deque([start]), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,8 @@ import msgspec
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+LATEST = 253_370_764_800.0
+"""The year 9999: beyond, no zone has a clock."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -31,16 +34,24 @@ class Schedule(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 def holds(schedule: Schedule, at: float) -> bool:
     """Whether a moment (seconds since 1970) is in it."""
-    local = datetime.fromtimestamp(at, _zone(schedule.timezone)).replace(tzinfo=None)
-    if schedule.begins is not None and local < schedule.begins:
+    at = max(0.0, min(at, LATEST))
+    begins, ends = _bounds(schedule)
+    if not begins <= at < ends:
         return False
-    if schedule.ends is not None and local >= schedule.ends:
-        return False
+    local = datetime.fromtimestamp(at, _zone(schedule.timezone))
     since, until = schedule.since or 0, 1440 if schedule.until is None else schedule.until
     minute, day = local.hour * 60 + local.minute, local.weekday()
     if since < until:
         return since <= minute < until and _on(schedule, day)
     return (minute >= since and _on(schedule, day)) or (minute < until and _on(schedule, (day - 1) % 7))
+
+
+@lru_cache(1024)
+def _bounds(schedule: Schedule) -> tuple[float, float]:
+    """When it begins and ends, as moments: an hour that comes twice is in it as a whole."""
+    zone = _zone(schedule.timezone)
+    begins = -inf if schedule.begins is None else schedule.begins.replace(tzinfo=zone, fold=0).timestamp()
+    return begins, inf if schedule.ends is None else schedule.ends.replace(tzinfo=zone, fold=1).timestamp()
 
 
 def _on(schedule: Schedule, day: int) -> bool:

@@ -35,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    from banksman.policy.cases import every_rule
     from banksman.policy.cases import run as run_file
+    from banksman.policy.load import every_rule
 
     ran = [run_file(path) for path in files.found(args.paths, tests=True)]
     rules = sum(len(list(every_rule(one.policy))) for one in ran)
