@@ -119,7 +119,8 @@ Everything in a mapping must hold; `any: [...]`, `all: [...]` and `not: {...}` p
 
 What cannot be worked out (the attribute is missing, or has another type: `5` is no `"5"`) makes an `allow` rule not match, and a
 `never` or `require_approval` rule match, reason `condition_error`. One plain no in `all`, and one plain yes in `any`, decides whatever else
-cannot be worked out.
+cannot be worked out. Text is compared as it stands: for what has several spellings (`/etc//passwd`) use `glob`, which says nothing about those.
+-5 is below 500: where that matters, say `gte: 0` too. `action` is folded as the service's actions are.
 
 ## Schedules and freezes
 

@@ -12,6 +12,7 @@ from tests.policy.worlds import PROJECT, bundle_of, operations, policies
 
 from banksman.policy.backtest import Backtest, Needs, Recorded, needs
 from banksman.policy.compile import CompiledPolicy
+from banksman.policy.holds import Facts
 from banksman.policy.lint import lint
 from banksman.policy.load import load
 from banksman.policy.subjects import read, written
@@ -23,7 +24,7 @@ def did(operation: str, said: Outcome = "allow", times: int = 1, days: int = 1) 
     """`git push acme/web main`; a dash for what was left out."""
     service, action, resource, branch = [*operation.split(), "-", "-"][:4]
     where, on = (None if part == "-" else part for part in (resource, branch))
-    return Recorded("a", service, action, where, on, said, times, "s1", days=days)
+    return Recorded("a", service, action, where, on, said, times, "s1", days=frozenset(map(str, range(days))))
 
 
 def rules(made: Suggestion) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def test_few_are_listed_and_actions_with_the_same_places_share_a_rule() -> None:
     made = suggest(
         "p", "a", [did(f"git {action} acme/{name} main") for action in ("push", "pull") for name in ("web", "api")]
     )
-    assert [(one.actions, one.place.resources, one.place.branches) for one in made.grants] == [
-        (("pull", "push"), ("acme/api", "acme/web"), ("main",))
+    assert [one.rule for one in made.grants] == [
+        {"service": "git", "actions": ["pull", "push"], "resources": ["acme/api", "acme/web"], "branches": ["main"]}
     ]
 
 
@@ -110,6 +111,46 @@ agents:
     assert [one for one in lint(made.text.encode(), "x") if one.level == "error"] == []
 
 
+def test_what_holds_it_now_holds_it_then() -> None:
+    text = b"""
+project: p
+schedules: {office: {from: "08:00", to: "20:00"}, unused: {days: [mon]}}
+freeze: [{during: [office], services: [kubernetes]}]
+guardrails: {never: [{service: aws, actions: ["iam:*"]}]}
+rules: {shared: {never: [{service: git, actions: [force_push]}]}}
+agents:
+  a:
+    use: [shared]
+    detect: {loops: {on_alert: kill}}
+    allow:
+      - {service: stripe, actions: ["refunds:create"], when: {args.amount: {lt: 500}}}
+      - {service: x, actions: ["*"]}
+    require_approval:
+      - {service: git, actions: [push], branches: [main], approvers: {any: [cfo, ceo], min: 2, expires: 1h}}
+"""
+    loaded = load(text)
+    recorded = [
+        did("stripe refunds:create ch_1"), did("git push acme/web main", "approve"), did("x *"), did("x a[b"),
+        did("x go https://a/" + "[" * 20),
+    ]  # fmt: skip
+    made = suggest("p", "a", recorded, loaded.policy, json.loads(loaded.text))
+    again = CompiledPolicy(load(made.text.encode()).policy)
+    assert again.decide("a", "stripe", "refunds:create", "ch_1", facts=Facts({"amount": 5})).decision == "allow"
+    assert again.decide("a", "stripe", "refunds:create", "ch_1", facts=Facts({"amount": 9999})).decision == "deny"
+    asked = again.decide("a", "git", "push", "acme/web", "main").ruling
+    assert [(one.any, one.min, one.expires) for one in asked.approvers] == [(("ceo", "cfo"), 2, 3600)]
+    assert again.decide("a", "git", "force_push", "acme/web", "main").reason == "never"
+    assert again.decide("a", "aws", "iam:CreateUser").reason == "guardrail"
+    assert again.decide("a", "x", "anything").decision == "deny"
+    assert again.policy.agents["a"].on_loop == "kill"
+    assert set(again.policy.schedules) == {"office"}
+
+
+def test_no_pattern_is_about_many_hosts() -> None:
+    made = generalised([f"https://host-{n}.example/p{m}" for n in range(10) for m in range(6)])
+    assert made == tuple(sorted(f"https://host-{n}.example/*" for n in range(10)))
+
+
 @given(policies(), st.lists(st.tuples(operations(), st.integers(1, 9)), min_size=1, max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_it_passes_lint_and_denies_nothing_of_what_was_allowed(document: dict[str, Any], asked: list[Any]) -> None:
@@ -130,7 +171,7 @@ def test_it_passes_lint_and_denies_nothing_of_what_was_allowed(document: dict[st
                 said.decision,
                 times,
                 "s",
-                days=1,
+                days=frozenset({"2026-12-01"}),
             )
         )
     made = suggest(PROJECT, "a", recorded, load(json.dumps(document).encode()).policy)

@@ -43,8 +43,8 @@ class Recorded(NamedTuple):
     session: str
     args: Mapping[str, Any] | None = None
     at: float | None = None
-    days: int = 0
-    """On how many days."""
+    days: frozenset[str] = frozenset()
+    """When, by the day (UTC)."""
     subject: str | None = None
     """Whom it was about, as it stands on record."""
 

@@ -1,28 +1,29 @@
 """A policy for one agent, from what it really did: least privilege, generalised only where there is reason to.
 
-    recorded operations ─► those that were allowed, or that a human was asked about ─► per service and action: where
-      ─► few values are listed, many under one parent become `parent/*` ─► actions with the same places share a rule ─► YAML
+    recorded operations ─► those that were allowed, or that a human was asked about ─► per service, action and the rule that let
+      them pass: where ─► few values are listed, many under one parent become `parent/*` ─► the same places share a rule ─► YAML
 
-Only what a policy let pass is suggested: an agent that asks for something again and again does not get it by that.
+Only what a policy let pass is suggested: an agent that asks for something again and again does not get it by that. And nothing
+is lost of what holds it: conditions and approvers of the rules that it was let pass by, `never`, guardrails, freezes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from banksman.policy.catalogue import SERVICES, is_read_only
-from banksman.policy.compile import CompiledPolicy
-from banksman.policy.globs import MAX_WILDCARDS
+from banksman.policy.compile import names_action
+from banksman.policy.conditions import plain
+from banksman.policy.globs import MAX_WILDCARDS, Custom, compile_patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from banksman.policy.backtest import Recorded
-    from banksman.policy.rules import Policy, Rule
+    from banksman.policy.rules import AgentPolicy, Policy, Rule
 
 LISTED = 8
 """So many values are listed as they are."""
@@ -30,24 +31,16 @@ ENOUGH = 5
 """So many distinct values under one parent make a pattern of it."""
 
 _WILD = re.compile(r"[\[\]{}!*?]")
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./@*?-]*").fullmatch
+_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 _STEM = re.compile(r"[A-Za-z]{2,}[_-]").match
 
 
-class Place(NamedTuple):
-    """Where a rule holds. None: anywhere; `left_out`: of resource and branch those that the operation did not name."""
-
-    resources: tuple[str, ...] | None
-    branches: tuple[str, ...] | None
-    left_out: tuple[str, ...]
-
-
 class Grant(NamedTuple):
-    """A rule to be, and what speaks for it."""
+    """A rule to be, as it is written, and what speaks for it."""
 
     effect: str
-    service: str
-    actions: tuple[str, ...]
-    place: Place
+    rule: dict[str, Any]
     times: int
     operations: int
     days: int
@@ -71,26 +64,76 @@ class Suggestion(NamedTuple):
     denied: tuple[tuple[str, int], ...]
 
 
-def suggest(project: str, agent: str, recorded: Sequence[Recorded], current: Policy | None = None) -> Suggestion:
-    """`current`: the policy that is in force, for its owner and budget, and for what of it was never used."""
-    grants = (
-        *_grants("require_approval", [one for one in recorded if one.said == "approve"]),
-        *_grants("allow", [one for one in recorded if one.said == "allow"]),
+def suggest(
+    project: str, agent: str, recorded: Sequence[Recorded], current: Policy | None = None,
+    document: Mapping[str, Any] | None = None,
+) -> Suggestion:  # fmt: skip
+    """`current`: the policy that is in force, and the `document` that it was made of."""
+    known = current.of(agent) if current is not None else None
+    rules = [rule for rule in known.rules if not rule.shadow] if known is not None else []
+    rules += current.guardrails if current is not None else ()
+    by = [_by(one, rules) for one in recorded]
+    grants = tuple(
+        grant
+        for effect, said in (("allow", "allow"), ("require_approval", "approve"))
+        for grant in _grants(effect, [(one, rule) for one, rule in zip(recorded, by, strict=True) if one.said == said])
     )
-    unused = _unused(agent, recorded, current) if current is not None else ()
+    used = {rule.id for rule in by if rule is not None}
+    unused = tuple(rule for rule in rules if rule.effect != "never" and not rule.guardrail and rule.id not in used)
     refused: dict[str, int] = defaultdict(int)
     for one in recorded:
         if one.said == "deny":
             refused[" ".join(part for part in (one.service, one.action, one.resource, one.branch) if part)] += one.times
     denied = tuple(sorted(refused.items(), key=lambda item: (-item[1], item[0])))
-    return Suggestion(_text(project, agent, grants, unused, current), grants, unused, denied)
+    if current is not None and current.owner is not None:
+        document = {"owner": current.owner} | dict(document or {})
+    never = [written(rule) for rule in rules if rule.effect == "never" and not rule.guardrail]
+    return Suggestion(_text(project, agent, grants, never, unused, known, document or {}), grants, unused, denied)
+
+
+def _by(one: Recorded, rules: Sequence[Rule]) -> Rule | None:
+    """The rule that let it pass, or had a human asked; one without a condition if there is any."""
+    effect = {"allow": "allow", "approve": "require_approval", "deny": "never"}[one.said]
+    found = [rule for rule in rules if rule.effect == effect and rule.service == one.service and _covers(rule, one)]
+    return next((rule for rule in found if rule.when is None), found[0] if found else None)
+
+
+def _covers(rule: Rule, one: Recorded) -> bool:
+    """Whatever its condition says."""
+    if not names_action(rule, one.action):
+        return False
+    for custom, patterns, value in (
+        (Custom.RESOURCE, rule.resources, one.resource), (Custom.BRANCH, rule.branches, one.branch),
+    ):  # fmt: skip
+        if patterns is not None and (value is None or not compile_patterns(custom, one.service, patterns)(value)):
+            return False
+    return True
+
+
+def written(rule: Rule) -> dict[str, Any]:
+    """A rule as it stands in a file."""
+    said: dict[str, Any] = {"service": rule.service, "actions": list(rule.actions)}
+    said |= {"resources": list(rule.resources)} if rule.resources is not None else {}
+    said |= {"branches": list(rule.branches)} if rule.branches is not None else {}
+    return said | _held(rule)
+
+
+def _held(rule: Rule | None) -> dict[str, Any]:
+    """What of a rule goes over to whatever is made of it."""
+    if rule is None:
+        return {}
+    said: dict[str, Any] = {"when": plain(rule.when)} if rule.when is not None else {}
+    if rule.approvers is not None:
+        asked = {"any": list(rule.approvers.any)} if rule.approvers.any else {}
+        said["approvers"] = asked | {"min": rule.approvers.min, "expires": f"{rule.approvers.expires}s"}
+    return said
 
 
 def generalised(values: Iterable[str]) -> tuple[str, ...]:
     """Patterns for values: themselves where they are few; else one pattern for many under the same parent."""
     distinct = set(values)
     if len(distinct) <= LISTED:
-        return tuple(sorted(map(_literal, distinct)))
+        return tuple(sorted(set(map(_literal, distinct))))
     by_parent: dict[str, set[str]] = defaultdict(set)
     for value in distinct:
         by_parent[_parent(value)].add(value)
@@ -107,7 +150,7 @@ def _lifted(patterns: set[str]) -> set[str]:
     above: dict[str, set[str]] = defaultdict(set)
     for pattern in patterns:
         head, slash, _ = pattern.removesuffix("/*").rpartition("/")
-        above[head if slash and not _WILD.search(head) else ""].add(pattern)
+        above[head if slash and not _WILD.search(head) and _is_below_a_host(pattern, head) else ""].add(pattern)
     found: set[str] = set()
     for head, several in above.items():
         found |= {f"{head}/**"} if head and len(several) >= ENOUGH else several
@@ -118,36 +161,53 @@ def _parent(value: str) -> str:
     """What a pattern for it and its like would begin with; "": it has no like."""
     head, slash, _ = value.rpartition("/")
     if slash and head:
-        return f"{head}/"
+        return f"{head}/" if _is_below_a_host(value, head) else ""
     stem = _STEM(value)
     return stem[0] if stem else ""
 
 
+def _is_below_a_host(value: str, head: str) -> bool:
+    """Whether what is left of a URL still names its host."""
+    return "://" not in value or "://" in head
+
+
 def _literal(value: str) -> str:
     """A pattern that matches the value: `?` stands for what would be read as more than itself."""
-    if len(_WILD.findall(value)) > MAX_WILDCARDS:
-        return f"{_WILD.split(value)[0]}*"
     return _WILD.sub("?", value)
 
 
-def _grants(effect: str, recorded: Sequence[Recorded]) -> Iterable[Grant]:
-    by_action: dict[tuple[str, str, tuple[str, ...]], list[Recorded]] = defaultdict(list)
-    for one in recorded:
+def _can_be_named(one: Recorded) -> bool:
+    """Whether a pattern can: one that holds more than so many `?` is none."""
+    return all(len(_WILD.findall(value)) <= MAX_WILDCARDS for value in (one.action, one.resource, one.branch) if value)
+
+
+def _grants(effect: str, recorded: Sequence[tuple[Recorded, Rule | None]]) -> Iterable[Grant]:
+    by_action: dict[tuple[str, str, tuple[str, ...], str], list[Recorded]] = defaultdict(list)
+    for one, rule in recorded:
         left_out = tuple(
             name
             for name, value in (("resource", one.resource), ("branch", one.branch))
             if value is None and _minds(one.service, one.action, name)
         )
-        by_action[one.service, one.action, left_out].append(one)
-    by_place: dict[tuple[str, Place], list[tuple[str, list[Recorded]]]] = defaultdict(list)
-    for (service, action, left_out), several in sorted(by_action.items()):
-        by_place[service, _place(several, left_out)].append((action, several))
-    for (service, place), actions in by_place.items():
+        if _can_be_named(one):
+            by_action[one.service, one.action, left_out, json.dumps(_held(rule), sort_keys=True)].append(one)
+    by_place: dict[str, list[tuple[str, list[Recorded]]]] = defaultdict(list)
+    for (service, action, left_out, held), several in sorted(by_action.items()):
+        place = {"service": service} | _place(several) | _when(json.loads(held), left_out)
+        by_place[json.dumps(place, sort_keys=True)].append((action, several))
+    for place_, actions in by_place.items():
         every = [one for _, several in actions for one in several]
-        yield Grant(
-            effect, service, tuple(action for action, _ in actions), place, sum(one.times for one in every), len(every),
-            max(one.days for one in every),
-        )  # fmt: skip
+        rule_ = json.loads(place_) | {"actions": sorted({_literal(action) for action, _ in actions})}
+        days = frozenset[str]().union(*(one.days for one in every))
+        yield Grant(effect, rule_, sum(one.times for one in every), len(every), len(days))
+
+
+def _when(held: dict[str, Any], left_out: tuple[str, ...]) -> dict[str, Any]:
+    """With what was left out: a rule that does not name it would be about any."""
+    if not left_out:
+        return held
+    missing = {name: {"exists": False} for name in left_out}
+    return held | {"when": {"all": [held["when"], missing]} if "when" in held else missing}
 
 
 def _minds(service: str, action: str, field: str) -> bool:
@@ -158,61 +218,77 @@ def _minds(service: str, action: str, field: str) -> bool:
     return not is_read_only(service, action)
 
 
-def _place(several: Sequence[Recorded], left_out: tuple[str, ...]) -> Place:
-    resources = {one.resource for one in several if one.resource is not None}
-    branches = {one.branch for one in several if one.branch is not None}
-    return Place(
-        generalised(resources) if resources and None not in {one.resource for one in several} else None,
-        generalised(branches) if branches and None not in {one.branch for one in several} else None,
-        left_out,
-    )
-
-
-def _unused(agent: str, recorded: Sequence[Recorded], current: Policy) -> tuple[Rule, ...]:
-    compiled = CompiledPolicy(current)
-    used: set[str] = set()
-    for one in recorded:
-        used.update(compiled.decide(agent, one.service, one.action, one.resource, one.branch).ruling.matched)
-    known = current.of(agent)
-    return tuple(rule for rule in (known.rules if known else ()) if rule.effect != "never" and rule.id not in used)
+def _place(several: Sequence[Recorded]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, values in (
+        ("resources", [one.resource for one in several]), ("branches", [one.branch for one in several]),
+    ):  # fmt: skip
+        named = [value for value in values if value is not None]
+        if len(named) == len(values):
+            found[key] = list(generalised(named))
+    return found
 
 
 # ── as text ──
 
+_KEPT = ("owner", "freeze", "guardrails", "subjects", "claims", "notify")
+"""Of the policy in force, what holds for every agent."""
+_ORDER = ("service", "actions", "resources", "branches", "when", "approvers")
 
-def _text(project: str, agent: str, grants: Sequence[Grant], unused: Sequence[Rule], current: Policy | None) -> str:
+
+def _text(
+    project: str, agent: str, grants: Sequence[Grant], never: Sequence[dict[str, Any]], unused: Sequence[Rule],
+    known: AgentPolicy | None, document: Mapping[str, Any],
+) -> str:  # fmt: skip
     lines = [f"project: {_flow(project)}"]
-    known = current.of(agent) if current is not None else None
-    owner = current.owner_of(agent) if current is not None else None
-    lines += [f"owner: {_flow(owner)}"] if owner else []
-    lines += ["agents:", f"  {_flow(agent)}:{'' if grants or (known and known.budget) else ' {}'}"]
-    if known is not None and known.budget is not None:
-        said = {"daily_tokens": known.budget.daily_tokens, "daily_cost_usd": known.budget.daily_cost_usd}
-        lines.append(f"    budget: {_flow({name: value for name, value in said.items() if value is not None})}")
+    kept = {key: document[key] for key in _KEPT if key in document}
+    named = json.dumps([kept, *never, *(grant.rule for grant in grants)])
+    schedules = {name: one for name, one in document.get("schedules", {}).items() if json.dumps(name) in named}
+    for key, value in (kept | ({"schedules": schedules} if schedules else {})).items():
+        lines.append(f"{key}: {_flow(value)}")
+    own = _own(known)
+    lines += ["agents:", f"  {_flow(agent)}:{'' if grants or never or own else ' {}'}"]
+    lines += [f"    {key}: {_flow(value)}" for key, value in own.items()]
     for effect in ("allow", "require_approval"):
         of_it = [grant for grant in grants if grant.effect == effect]
         lines += [f"    {effect}:"] if of_it else []
-        for grant in sorted(of_it, key=lambda one: (one.service, one.actions)):
-            lines += _rule(grant)
+        for grant in sorted(of_it, key=lambda one: (one.rule["service"], one.rule["actions"])):
+            operations = "one operation" if grant.operations == 1 else f"{grant.operations} operations"
+            days = "one day" if grant.days == 1 else f"{grant.days} days"
+            lines.append(f"      # {grant.times:,} times, {operations}, on {days}: confidence {grant.confidence}")
+            lines += _rule(grant.rule)
+    lines += ["    never:"] if never else []
+    for rule in never:
+        lines += _rule(rule)
     lines += ["    # never used:"] if unused else []
     lines += [f"    #   {rule.id}: {rule.service} {', '.join(rule.actions)}" for rule in unused]
     return "\n".join(lines) + "\n"
 
 
-def _rule(grant: Grant) -> Iterable[str]:
-    operations = "one operation" if grant.operations == 1 else f"{grant.operations} operations"
-    yield f"      # {grant.times:,} times, {operations}, on up to {grant.days} days: confidence {grant.confidence}"
-    yield f"      - service: {_flow(grant.service)}"
-    yield f"        actions: {_flow(list(grant.actions))}"
-    if grant.place.resources is not None:
-        yield f"        resources: {_flow(list(grant.place.resources))}"
-    if grant.place.branches is not None:
-        yield f"        branches: {_flow(list(grant.place.branches))}"
-    if grant.place.left_out:
-        yield f"        when: {_flow({name: {'exists': False} for name in grant.place.left_out})}"
+def _own(known: AgentPolicy | None) -> dict[str, Any]:
+    """Owner, budget, and what an alert does, of the agent's present entry."""
+    if known is None:
+        return {}
+    found: dict[str, Any] = {"owner": known.owner} if known.owner is not None else {}
+    if known.budget is not None:
+        said = {name: getattr(known.budget, name) for name in known.budget.__struct_fields__}
+        found["budget"] = {name: value for name, value in said.items() if value is not None}
+    alerts = {"loops": known.on_loop, "anomalies": known.on_anomaly}
+    detect = {name: {"on_alert": does} for name, does in alerts.items() if does != "alert"}
+    return found | ({"detect": detect} if detect else {})
+
+
+def _rule(rule: Mapping[str, Any]) -> Iterable[str]:
+    for at, key in enumerate(key for key in _ORDER if key in rule):
+        yield f"      {'- ' if at == 0 else '  '}{key}: {_flow(rule[key])}"
 
 
 def _flow(value: Any) -> str:
-    """On one line, in quotes where YAML would take it for something else."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("...").rstrip("\n")
+    """On one line, as `document.read` reads it: in quotes where anybody could take it for something else."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_flow(key)}: {_flow(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, str) and _PLAIN(value) and value.lower() not in _WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -30,7 +30,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 _SQL = """
 SELECT agent, service, action, resource, branch, said, count() AS times, any(session) AS session,
-    uniqExact(toDate(received)) AS days{more}
+    groupUniqArray(toString(toDate(received))) AS days{more}
 FROM
 (
     SELECT *, multiIf(reason IN {{of_approvals:Array(String)}}, 'approve', shadow != '', shadow, decision) AS said{columns}
@@ -132,7 +132,7 @@ def _asked(
         Recorded(
             row["agent"], row["service"], row["action"], row["resource"] or None, row["branch"] or None, row["said"],
             int(row["times"]), row["session"], json.loads(row["args_"]) if row.get("args_") else None,
-            int(row["at_"]) / 1000 if "at_" in row else None, int(row["days"]), row.get("subject_") or None,
+            int(row["at_"]) / 1000 if "at_" in row else None, frozenset(row["days"]), row.get("subject_") or None,
         )
         for row in map(json.loads, raw.splitlines())
     ]  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from banksman.cli import client, show
 from banksman.cli.policy import history, versions
@@ -36,29 +37,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    from banksman.policy.backtest import Needs
+    from banksman.policy.backtest import Needs, needs
     from banksman.policy.suggest import suggest
 
     now = datetime.now(UTC)
     begins, project = history.since(args.since, now), _project(args.agent)
-    found: list[Recorded] = []
+    current, document = _current(project, now)
+    wanted = needs(current) if current is not None else Needs(args=False, time=False)
+    recorded: list[Recorded] = []
     with history.bar(f"decisions of {args.agent}") as progress:
-        for several in history.recorded(
-            project, begins, now, Needs(args=False, time=False), agent=args.agent, progress=progress
-        ):
-            found += several
-    found = _merged(found)
+        for several in history.recorded(project, begins, now, wanted, agent=args.agent, progress=progress):
+            recorded += several
+    found = _merged(recorded)
     if not any(one.said != "deny" for one in found):
         show.note(f"{args.agent} was allowed nothing since {begins:%Y-%m-%d %H:%M} UTC: there is nothing to go by")
         return 1
-    made = suggest(project, args.agent, found, _current(project, now))
+    made = suggest(project, args.agent, found, current, document)
     if args.out:
         Path(args.out).write_text(made.text, encoding="utf-8")
     else:
         show.say(made.text.rstrip("\n"))
     for operation, times in made.denied[:MOST_DENIED]:
         show.note(f"not in it, as it was denied {show.count(times, 'time')}: {operation}")
-    wrong = _wrong(made.text, found)
+    wrong = _wrong(made.text, recorded)
     for one in wrong:
         show.note(f"banksman policy suggest: {one}")
     return 1 if wrong else 0
@@ -85,7 +86,7 @@ def _merged(several: list[Recorded]) -> list[Recorded]:
     for one in several:
         key = one[:6]
         known = found.get(key)
-        found[key] = one if known is None else known._replace(times=known.times + one.times, days=known.days + one.days)
+        found[key] = one if known is None else known._replace(times=known.times + one.times, days=known.days | one.days)
     return list(found.values())
 
 
@@ -96,8 +97,9 @@ def _project(agent: str) -> str:
     raise InvalidInput(f"no agent {agent} is known", field="--agent")
 
 
-def _current(project: str, now: datetime) -> Policy | None:
+def _current(project: str, now: datetime) -> tuple[Policy | None, dict[str, Any]]:
+    """The policy that is in force, and the document that it was made of."""
     from banksman.policy.load import load
 
     found = versions.in_force(project, now)
-    return None if found is None else load(found[2].encode(), found[1]).policy
+    return (None, {}) if found is None else (load(found[2].encode(), found[1]).policy, json.loads(found[2]))
