@@ -99,11 +99,8 @@ class Report:
 
 def needs(policy: Policy) -> Needs:
     """What has to be known of each recorded decision to put a policy to the test."""
-    rules = [*policy.guardrails, *(rule for rules in policy.sets.values() for rule in rules)]
-    rules += [rule for entry in policy.agents.values() for rule in entry.rules]
-    looked_at = {
-        name.partition(".")[0] for rule in rules for one in comparisons(rule.when) for name in attributes_of(one)
-    }
+    said = (one for rule in policy.every_rule() for one in comparisons(rule.when))
+    looked_at = {name.partition(".")[0] for one in said for name in attributes_of(one)}
     return Needs(
         "args" in looked_at,
         "time" in looked_at,

@@ -29,7 +29,7 @@ from banksman.policy.conditions import comparisons, moment
 from banksman.policy.document import read, spell
 from banksman.policy.explain import explain
 from banksman.policy.holds import Facts
-from banksman.policy.load import every_rule, load, place_of
+from banksman.policy.load import load, place_of
 from banksman.policy.nearest import nearest
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Ran:
     @property
     def uncovered(self) -> list[Rule]:
         """Rules that decided nothing."""
-        return [rule for rule in every_rule(self.policy) if not self.decided[rule.id]]
+        return [rule for rule in self.policy.every_rule() if not self.decided[rule.id]]
 
 
 def run(file: Path) -> Ran:
@@ -164,7 +164,7 @@ def _read(file: Path) -> tuple[TestFile, dict[Any, int]]:
 
 
 def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy) -> Iterator[Case]:
-    by_time = any(said.attribute == "time" for rule in every_rule(policy) for said in comparisons(rule.when))
+    by_time = any(said.attribute == "time" for rule in policy.every_rule() for said in comparisons(rule.when))
 
     def wrong(message: str, *path: str | int) -> InvalidPolicy:
         known = path

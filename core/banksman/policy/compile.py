@@ -20,7 +20,7 @@ from banksman.policy.catalogue import surely_reads
 from banksman.policy.conditions import comparisons
 from banksman.policy.globs import Custom, Matcher, compile_patterns
 from banksman.policy.holds import NONE, Asked, Facts, Holds, Truth, compile_condition
-from banksman.policy.match import NO_POLICY, judge, refuse, shadows
+from banksman.policy.match import NO_POLICY, judge, refuse
 from banksman.policy.normal import (
     FOLDS_ACTIONS,
     MAX_ACTION,
@@ -95,14 +95,13 @@ class CompiledPolicy:
 
     def is_shadow(self, name: str) -> bool:
         """Whether what the policy says about an agent is only noted."""
-        return shadows(self.policy, self.agent(name))
+        return self.policy.shadows(self.agent(name))
 
     def moment(self, at: float) -> tuple[Truth, ...]:
         """Another value whenever a condition about the time begins or ends to hold."""
         if self._moments is None:
-            rules = [*self.policy.guardrails, *(rule for rules in self.policy.sets.values() for rule in rules)]
-            rules += [rule for entry in self.policy.agents.values() for rule in entry.rules]
-            told = {encode(said): said for rule in rules for said in comparisons(rule.when) if said.attribute == "time"}
+            said_by = (said for rule in self.policy.every_rule() for said in comparisons(rule.when))
+            told = {encode(said): said for said in said_by if said.attribute == "time"}
             self._moments = tuple(compile_condition(said, "", self.policy.schedules) for said in told.values())
         if not self._moments:
             return ()

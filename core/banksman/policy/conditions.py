@@ -126,6 +126,14 @@ def comparisons(condition: Condition | None) -> Iterator[Comparison]:
             yield from comparisons(part)
 
 
+def one_number(value: float) -> int | float:
+    """5.0 and 5 are one number, and written as one. ValueError: JSON does not mean one thing by it."""
+    whole = int(value) if value == int(value) else value
+    if abs(whole) > MAX_INT:
+        raise ValueError("is further from zero than numbers in JSON mean one thing (2^53 - 1)")
+    return whole
+
+
 def attributes_of(one: Comparison) -> tuple[str, ...]:
     """The attributes that a comparison looks at."""
     return (one.attribute, one.operand.name) if isinstance(one.operand, Attr) else (one.attribute,)
@@ -223,11 +231,10 @@ class _Parser:
         return self._number(operand, path)
 
     def _number(self, value: float, path: tuple[str | int, ...]) -> int | float:
-        """5.0 and 5 are one number, and written as one."""
-        whole = int(value) if value == int(value) else value
-        if abs(whole) > MAX_INT:
-            raise ConditionError("is further from zero than numbers in JSON mean one thing (2^53 - 1)", path)
-        return whole
+        try:
+            return one_number(value)
+        except ValueError as error:
+            raise ConditionError(str(error), path) from None
 
     def _several(self, attribute: str, op: str, operand: Any, path: tuple[str | int, ...]) -> tuple[Scalar, ...]:
         values = operand if isinstance(operand, list) else [operand]

@@ -104,7 +104,7 @@ class _Linter:
     def __init__(self, policy: Policy, lines: dict[Path, int], file: str) -> None:
         self._policy, self._lines, self._file = policy, lines, file
         self.found: list[Finding] = []
-        self._all = {rule.id: rule for rule in self._every_rule()}
+        self._all = {rule.id: rule for rule in policy.every_rule()}
 
     def look(self) -> None:
         for rule in self._all.values():
@@ -117,13 +117,6 @@ class _Linter:
         self._unused()
         if self._policy.shadow:
             self._say("shadow", ("mode",), "the whole project is in shadow mode: only guardrails are enforced", "")
-
-    def _every_rule(self) -> Iterator[Rule]:
-        yield from self._policy.guardrails
-        for rules in self._policy.sets.values():
-            yield from rules
-        for entry in self._policy.agents.values():
-            yield from entry.rules
 
     # ── one rule by itself ──
 

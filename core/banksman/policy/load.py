@@ -113,7 +113,7 @@ def finished(written: PolicyFile, lines: dict[Path, int], file: str) -> Loaded:
     if len(json.dumps(text, ensure_ascii=False).encode()) > MAX_EVENT_TEXT:
         raise InvalidPolicy("the policy is too large to be published; split the project", file=file, line=1)
     policy = _policy(written, text)
-    if policy.subjects or any(rule.when is not None for rule in every_rule(policy)):
+    if policy.subjects or any(rule.when is not None for rule in policy.every_rule()):
         again, _, refused = checked(text.encode(), file)
         if again is None or _policy(again, text) != policy or normal_text(again) != text:
             why = f": {refused[0].message}" if refused else ""
@@ -139,15 +139,6 @@ def _holds_null(value: Any) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     return any(map(_holds_null, value)) if isinstance(value, list) else value is None
-
-
-def every_rule(policy: Policy) -> Iterator[Rule]:
-    """All that a policy's file holds, in its order."""
-    yield from policy.guardrails
-    for rules in policy.sets.values():
-        yield from rules
-    for entry in policy.agents.values():
-        yield from entry.rules
 
 
 def normal_text(written: PolicyFile) -> str:

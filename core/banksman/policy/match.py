@@ -49,7 +49,7 @@ def judge(
     in_force = [rule for rule in matched if not rule.shadow], [rule for rule in missing if not rule.shadow]
     said = by(*in_force)
     shadow: Outcome | None = None
-    if shadows(policy, known):
+    if policy.shadows(known):
         # Shadow never covers guardrails: what they say alone is in force, the rest is only noted.
         held = by(*([rule for rule in rules if rule.guardrail] for rules in in_force), allowed=True)
         if held.reason is otherwise:
@@ -65,18 +65,8 @@ def judge(
     ids = tuple(rule.id for rule in matched)
     return Ruling(
         said.decision, said.tier, said.rule, said.reason, ids, said.approvers, shadow,
-        policy.project, policy.version, owner(policy, known),
+        policy.project, policy.version, policy.owner_by(known),
     )  # fmt: skip
-
-
-def shadows(policy: Policy, known: AgentPolicy | None) -> bool:
-    """Whether what is said about an agent is only noted."""
-    return policy.shadow if known is None or known.mode is None else known.mode == "shadow"
-
-
-def owner(policy: Policy, known: AgentPolicy | None) -> str | None:
-    """Who answers for an agent: its own owner, else the project's."""
-    return (known.owner if known is not None else None) or policy.owner
 
 
 def refuse(policy: Policy, known: AgentPolicy | None, reason: Reason) -> Ruling:
@@ -85,10 +75,10 @@ def refuse(policy: Policy, known: AgentPolicy | None, reason: Reason) -> Ruling:
     In shadow mode it is only noted, unless the policy has guardrails: a spelling that cannot be matched may be one of
     what they forbid.
     """
-    covered = shadows(policy, known) and not policy.guardrails
+    covered = policy.shadows(known) and not policy.guardrails
     return Ruling(
         "allow" if covered else "deny", NEVER, None, reason, (), (), "deny" if covered else None,
-        policy.project, policy.version, owner(policy, known),
+        policy.project, policy.version, policy.owner_by(known),
     )  # fmt: skip
 
 

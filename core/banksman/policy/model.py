@@ -18,9 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from banksman.canonical import MAX_INT
 from banksman.events import is_name
-from banksman.policy.conditions import Condition, ConditionError, bad_attribute, parse, plain
+from banksman.policy.conditions import Condition, ConditionError, bad_attribute, one_number, parse, plain
 from banksman.policy.globs import Custom, bad_pattern, has_wildcard
 from banksman.policy.nearest import nearest
 from banksman.policy.normal import MAX_ACTION, MAX_BRANCH, MAX_RESOURCE, MAX_SERVICE, bad_text
@@ -160,15 +159,8 @@ def _attribute(value: Any) -> Any:
     several = value if isinstance(value, list) else [value]
     if not all(isinstance(one, bool | int | float | str) for one in several) or len(several) > MAX_PATTERNS:
         raise ValueError(f"must be text, a number, true or false, or a list of at most {MAX_PATTERNS} of these")
-    made = [_number(one) if isinstance(one, float) and not isinstance(one, bool) else one for one in several]
-    if any(isinstance(one, int | float) and abs(one) > MAX_INT for one in made):
-        raise ValueError("holds a number further from zero than those in JSON mean one thing (2^53 - 1)")
+    made = [one if isinstance(one, bool | str) else one_number(one) for one in several]
     return made if isinstance(value, list) else made[0]
-
-
-def _number(value: float) -> int | float:
-    """5.0 and 5 are one number, and written as one."""
-    return int(value) if value == int(value) else value
 
 
 Name = Annotated[str, AfterValidator(_name)]

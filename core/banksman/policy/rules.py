@@ -99,6 +99,14 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
     claims: tuple[str, ...] = ()
     """Attributes that whoever asks is believed about."""
 
+    def every_rule(self) -> Iterator[Rule]:
+        """All that the file holds, in its order."""
+        yield from self.guardrails
+        for rules in self.sets.values():
+            yield from rules
+        for entry in self.agents.values():
+            yield from entry.rules
+
     def entries_of(self, agent: str) -> list[AgentPolicy]:
         """Every entry about an agent: its own first, then patterns, the more literal one first."""
         own = self.agents.get(agent)
@@ -132,13 +140,19 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
 
     def owner_of(self, agent: str) -> str | None:
         """Who answers for the agent: its own owner, else the project's."""
-        known = self.of(agent)
+        return self.owner_by(self.of(agent))
+
+    def owner_by(self, known: AgentPolicy | None) -> str | None:
+        """The same for an agent of which that is said."""
         return (known.owner if known is not None else None) or self.owner
 
     def is_shadow(self, agent: str) -> bool:
         """Whether what is said about the agent is only noted."""
-        known = self.of(agent)
-        return known.mode == "shadow" if known is not None and known.mode is not None else self.shadow
+        return self.shadows(self.of(agent))
+
+    def shadows(self, known: AgentPolicy | None) -> bool:
+        """The same for an agent of which that is said."""
+        return self.shadow if known is None or known.mode is None else known.mode == "shadow"
 
 
 def by_literals(pattern: str) -> tuple[int, str]:

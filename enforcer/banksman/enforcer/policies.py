@@ -30,10 +30,8 @@ _log = logging.getLogger("banksman")
 
 def in_shadow(policy: Policy) -> list[str]:
     """What of a policy that is enforced is not: entries of agents, and rules, by their names; so many of them at most."""
-    rules = [rule for rules in policy.sets.values() for rule in rules]
-    rules += [rule for entry in policy.agents.values() for rule in entry.rules]
     found = [name for name, entry in policy.agents.items() if entry.mode == "shadow"]
-    return (found + [rule.id for rule in rules if rule.shadow])[:MOST_NAMED]
+    return (found + [rule.id for rule in policy.every_rule() if rule.shadow])[:MOST_NAMED]
 
 
 class Policies:

@@ -36,10 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     from banksman.policy.cases import run as run_file
-    from banksman.policy.load import every_rule
 
     ran = [run_file(path) for path in files.found(args.paths, tests=True)]
-    rules = sum(len(list(every_rule(one.policy))) for one in ran)
+    rules = sum(len(list(one.policy.every_rule())) for one in ran)
     uncovered = sum(len(one.uncovered) for one in ran)
     share = 100.0 * (rules - uncovered) / rules if rules else 100.0
     if args.json:
