@@ -2,6 +2,7 @@
 
     opened ──► votes, each by somebody who may, once ──► approved ──► claims: the first request wins, and wins again
                                                     └──► denied        (an undone claim lets a later one win, no loser)
+           └► access requests: who asks for it in the words of AuthZEN, and says why
 
 When is Kafka's append time: an approval is open before `expires_at`, for votes and for claims. What a record came to is fixed
 when its own offset is applied, and not looked up later, when more may have been applied.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from banksman.events import ApprovalOpened, Claim, Vote
+from banksman.events import AccessRequested, ApprovalOpened, Claim, Vote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     Status = Literal["pending", "approved", "denied", "expired", "used"]
     Operation = tuple[object, ...]
 
-OPERATION = ("session", "service", "action", "resource", "resource_hash", "branch", "args_hash", "subject")
+OPERATION = (
+    "session", "service", "action", "resource", "resource_hash", "branch", "args_hash", "subject", "request_hash",
+)  # fmt: skip
 """What an approval is for, besides its agent: to the letter. What is not shown whole is told apart by its hash."""
 
 AGAIN_MS = 60_000
@@ -36,8 +39,11 @@ AGAIN_MS = 60_000
 KEPT_MS = 86_400_000
 """After its end an approval is known for so long, by Kafka's clock."""
 
+MOST_REQUESTS = 16
+"""Different access requests about one approval that are kept, so that nobody fills the memory with them."""
+
 OUTCOMES = 10_000
-"""Votes and claims whose outcome can still be asked for: those that somebody waits for."""
+"""Votes, claims and access requests whose outcome can still be asked for: those that somebody waits for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,13 @@ class Use(msgspec.Struct, frozen=True):
     sure: bool = False
 
 
+class Requested(msgspec.Struct, frozen=True):
+    """An access request, by the hashes of its key (if it had one) and its body."""
+
+    key_hash: str | None
+    body_hash: str
+
+
 @dataclass
 class Approval:
     """One question to humans about one exact operation."""
@@ -76,6 +89,8 @@ class Approval:
     use: Use | None = None
     lost: set[str] = field(default_factory=set)
     """Requests that came second. They never win, whatever becomes of the first."""
+    requests: list[Requested] = field(default_factory=list)
+    """The access requests about it."""
 
     @property
     def operation(self) -> Operation:
@@ -98,8 +113,16 @@ class Approval:
             self.facts = msgspec.structs.replace(self.facts, args=None, asked=None)
 
     def may_vote(self, name: str) -> bool:
-        """Whether the policy wants this person's answer. That it takes the role approver comes on top."""
+        """Whether the policy wants this person's answer, and it is not about that person. That it takes the role approver comes
+        on top.
+        """
+        if self.about(name):
+            return False
         return not self.facts.voters or any(not one.any or name in one.any for one in self.facts.voters)
+
+    def about(self, name: str) -> bool:
+        """Whether a subject of this name would get what is asked for: nobody says yes to himself."""
+        return self.facts.subject is not None and self.facts.subject.partition(":")[2] == name
 
     def satisfied(self) -> bool:
         """Whether everybody said yes whose yes it takes."""
@@ -122,6 +145,8 @@ class Approvals:
         """A heap of (end in ms, how many were opened before, approval)."""
         self._opened = 0
         self._outcomes: OrderedDict[int, bool] = OrderedDict()
+        self._keys: dict[tuple[str, str], Requested] = {}
+        """By (agent, hash of the key): the one access request that the key is for."""
 
     def apply(self, event: Event, offset: int, received_ms: int, may_approve: Callable[[str], bool]) -> bool:
         """Take in a record; True when it changed anything. `may_approve`: who has the role, at this place of the log."""
@@ -129,6 +154,8 @@ class Approvals:
             return self._open(event, received_ms)
         if isinstance(event, Vote):
             counted = self._vote(event, received_ms, may_approve)
+        elif isinstance(event, AccessRequested):
+            counted = self._request(event, received_ms)
         elif isinstance(event, Claim):
             counted = self._undo(event) if event.undoes is not None else self._claim(event, offset, received_ms)
         else:
@@ -147,8 +174,12 @@ class Approvals:
         return approval in self._known
 
     def outcome(self, offset: int) -> bool:
-        """Whether the vote or claim at this offset counted. KeyError: it was not applied lately."""
+        """Whether the vote, claim or access request at this offset counted. KeyError: it was not applied lately."""
         return self._outcomes[offset]
+
+    def requested(self, agent: str, key_hash: str) -> Requested | None:
+        """What an agent has asked for under this key."""
+        return self._keys.get((agent, key_hash))
 
     def all(self) -> Iterable[Approval]:
         """The newest first."""
@@ -200,6 +231,23 @@ class Approvals:
             self._settle(known)
         return True
 
+    def _request(self, event: AccessRequested, received_ms: int) -> bool:
+        known, asked = self._known.get(event.approval), Requested(event.key_hash, event.body_hash)
+        if known is None or known.facts.agent != event.agent:
+            return False
+        if asked in known.requests:
+            return True
+        if event.key_hash is not None and (event.agent, event.key_hash) in self._keys:
+            return False  # another request came first under this key
+        if received_ms >= known.expires_ms or len(known.requests) >= MOST_REQUESTS:
+            return False
+        known.requests.append(asked)
+        if event.key_hash is not None:
+            self._keys[event.agent, event.key_hash] = asked
+        if event.asked is not None and known.facts.asked is None and known.status(received_ms) == "pending":
+            known.facts = msgspec.structs.replace(known.facts, asked=event.asked)
+        return True
+
     def _claim(self, event: Claim, offset: int, received_ms: int) -> bool:
         known = self._known.get(event.approval)
         if known is None or event.args_hash != known.facts.args_hash:
@@ -233,6 +281,9 @@ class Approvals:
             name = heapq.heappop(self._ends)[2]
             gone = self._known.pop(name)
             self._settle(gone)
+            for asked in gone.requests:
+                if asked.key_hash is not None:
+                    del self._keys[gone.facts.agent, asked.key_hash]
             if self._newest.get((gone.facts.agent, gone.operation)) == name:
                 del self._newest[gone.facts.agent, gone.operation]
             mine = self._of_agent[gone.facts.agent]

@@ -395,11 +395,30 @@ class ApprovalOpened(Control, tag="approval.opened", kw_only=True, omit_defaults
     """The agent's own words for why it wants this."""
     resource_hash: str | None = None
     """Where the resource or subject is not shown as it was asked, because it held a secret: what tells it from others."""
+    request_hash: str | None = None
+    """Where it was asked for in the words of AuthZEN: of all that was asked, to the letter."""
+    counted: list[str] = []
+    """What of the context, and of who acts for the subject, is part of that: what the policy believed the caller about."""
     subject: str | None = None
     """Whom it is about, `TYPE:ID`, where a gateway asks about somebody else than itself."""
     voters: list[Voters] = []
     """Every one of these must be satisfied."""
     expires_at: Time
+
+
+class AccessRequested(Control, tag="access.requested", kw_only=True, omit_defaults=True):
+    """An access request of AuthZEN about an approval that a denial has opened. `parent` is the denial."""
+
+    project: Name
+    agent: Name
+    session: Name
+    approval: str
+    body_hash: str
+    """Of the whole request: the same again is the same request."""
+    key_hash: str | None = None
+    """Of its `Idempotency-Key`: under it no other request is taken."""
+    asked: str | None = None
+    """The requester's own words for why."""
 
 
 class Vote(Control, tag="vote", kw_only=True, omit_defaults=True):
@@ -521,7 +540,7 @@ KINDS: dict[str, type[Event]] = {
         Decision, ApprovalRequested, ApprovalApproved, ApprovalDenied, ApprovalExpired, ApprovalUsed, DecisionVoid,
         AgentEnrolled, AgentRotated, AgentRevoked, AgentRestored, OperatorEnrolled,
         SessionKilled, ProjectPaused, ProjectResumed,
-        PolicyLoaded, PolicyRejected, PolicyRemoved, ApprovalOpened, Vote, Claim, Replica,
+        PolicyLoaded, PolicyRejected, PolicyRemoved, ApprovalOpened, AccessRequested, Vote, Claim, Replica,
         Budget, Watermark, Finding, Alert, AlertResolved,
     )
 }  # fmt: skip

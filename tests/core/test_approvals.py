@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from banksman.approvals import AGAIN_MS, KEPT_MS, Approvals
-from banksman.events import ApprovalOpened, Claim, Event, Vote, Voters
+from banksman.approvals import AGAIN_MS, KEPT_MS, MOST_REQUESTS, Approvals
+from banksman.events import AccessRequested, ApprovalOpened, Claim, Event, Vote, Voters
 from banksman.stamps import rfc3339, uuid7
 
 T0 = 1_800_000_000_000
@@ -307,3 +307,81 @@ def test_at_no_moment_do_two_requests_hold_it(steps: list[tuple[str, Any, Any]])
         assert known is not None
         if known.verdict == "deny" or known.verdict is None:
             assert known.use is None
+
+
+# ── access requests ──
+
+
+def request(body: str, key: str | None = None, **changes: Any) -> AccessRequested:
+    fields = {"agent": "buyer", "approval": "a1"} | changes
+    return AccessRequested(
+        v=1, id=uuid7(), time=rfc3339(), source="enforcer#1", project="shop", session="s1", body_hash=body, key_hash=key,
+        **fields,
+    )  # fmt: skip
+
+
+def test_under_one_key_there_is_one_request() -> None:
+    log = started()
+    assert log(request("b1", "k1"))
+    assert log(request("b1", "k1"))  # the same again
+    assert not log(request("b2", "k1"))
+    assert log(request("b2"))
+    assert log(request("b2"))
+    assert log(request("b2", "k2"))
+    log(opened("a2"))
+    assert not log(request("b1", "k1", agent="seller"))  # it is not theirs
+    assert not log(request("b3", "k1", approval="a2"))
+    assert not log(request("b3", "k3", approval="a3"))
+    assert log.reader.requested("seller", "k1") is None
+    known = log.reader.get("a1")
+    assert known is not None
+    assert [(one.key_hash, one.body_hash) for one in known.requests] == [("k1", "b1"), (None, "b2"), ("k2", "b2")]
+
+
+def test_a_request_counts_while_the_approval_is_open() -> None:
+    log = started(vote("ann"))
+    assert log(request("b1", "k1"))  # settled, and not over
+    log.now += LASTS
+    assert log(request("b1", "k1"))
+    assert not log(request("b2", "k2"))
+    log.now += KEPT_MS
+    log(opened("a9"))
+    assert log.reader.get("a1") is None
+    assert log.reader.requested("buyer", "k1") is None  # the key is free again
+
+
+def test_there_is_a_bound_on_requests() -> None:
+    log = started()
+    assert [log(request(f"b{n}", f"k{n}")) for n in range(MOST_REQUESTS + 2)] == [True] * MOST_REQUESTS + [False] * 2
+    assert log(request("b0", "k0"))
+
+
+def test_the_first_words_are_those_that_people_read() -> None:
+    def words(log: Log) -> str | None:
+        known = log.reader.get("a1")
+        assert known is not None
+        return known.facts.asked
+
+    log = started()
+    log(request("b1"))
+    assert words(log) is None
+    log(request("b2", asked="please"))
+    log(request("b3", asked="never mind"))
+    assert words(log) == "please"
+    log(vote("ann", "deny"))
+    assert words(log) is None  # nobody reads it any more
+    log(request("b4", asked="why not?"))
+    assert words(log) is None
+
+
+def test_nobody_says_yes_to_himself() -> None:
+    log = Log()
+    log(opened(subject="user:ann"))
+    assert not log(vote("ann"))
+    assert not log(vote("ann", "deny"))
+    assert log.status == "pending"
+    assert log(vote("bob"))
+    assert log.status == "approved"
+    log = Log()
+    log(opened(subject="urn%3Auser:x:bob"))
+    assert log(vote("bob"))  # `x:bob` is another one

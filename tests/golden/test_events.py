@@ -35,6 +35,8 @@ SAMPLES: dict[str, Any] = {
     "by": "ann", "token_id": "00112233aabbccdd", "token_hash": "d" * 64, "lifts": 12, "operator": "ann",
     "roles": ["viewer", "approver"], "replica": "e1b2", "file": "billing-automation.yaml", "line": 3, "key": "agents",
     "resource_hash": "hmac-sha256:" + "e" * 64, "voters": [{"any": ["ann", "bob"], "min": 2}, {}],
+    "request_hash": "hmac-sha256:" + "f" * 64, "counted": ["context.ip"], "body_hash": "hmac-sha256:" + "1" * 64,
+    "key_hash": "hmac-sha256:" + "2" * 64,
     "verdict": "approve", "request": "019a0000-0000-7000-8000-00000000000b", "undoes": 11,
     "address": "127.0.0.1:7700", "applied": 12, "policies": {"billing-automation": "billing-automation@v2+sha256:0123456789ab"},
     "lease_s": 3.0, "ended": True,

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 from banksman.approvals import Approvals
 from banksman.control_log import ControlLog
 from banksman.controls import Controls
-from banksman.events import ApprovalOpened, Claim, PolicyLoaded, PolicyRejected, PolicyRemoved, Replica, Vote
+from banksman.events import (
+    AccessRequested,
+    ApprovalOpened,
+    Claim,
+    PolicyLoaded,
+    PolicyRejected,
+    PolicyRemoved,
+    Replica,
+    Vote,
+)
 from banksman.identities import Agent, Identities, Operator
 
 if TYPE_CHECKING:
@@ -66,7 +75,7 @@ class State:
                 event.replica, event.address, event.applied, event.policies, event.lease_s, event.ended, now
             )
             return False
-        if isinstance(event, ApprovalOpened | Vote | Claim):
+        if isinstance(event, ApprovalOpened | AccessRequested | Vote | Claim):
             if self.approvals.apply(event, offset, received_ms, self._may_approve) and isinstance(event, Vote):
                 self.generation += 1
             return False

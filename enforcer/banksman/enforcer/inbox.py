@@ -116,6 +116,8 @@ class Inbox:
 
     def _refuse(self, approval: Approval, by: Operator) -> None:
         """Problem 403, 409 where this person's answer counts for nothing."""
+        if approval.about(by.name):
+            raise problem(403, "it is about you: somebody else has to answer")
         if not approval.may_vote(by.name):
             wanted = sorted({name for one in approval.facts.voters for name in one.any})
             raise problem(403, f"the policy wants the answer of {', '.join(wanted)}")
