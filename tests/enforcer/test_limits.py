@@ -103,7 +103,7 @@ async def test_approvals_that_are_being_opened_hold_their_place(clock: Clock) ->
     def opened(name: str, ends: float) -> asyncio.Future[int]:
         room()
         future: asyncio.Future[int] = loop.create_future()
-        approvals.open(Pending((name,), ends, {"approval": f"approval-{name}"}), future)
+        approvals.open(Pending((name,), ends, {"approval": f"approval-{name}"}, {}), future)
         return future
 
     opened("a", clock.now + 10).set_result(1)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from banksman.approvals import Approval
+    from banksman.enforcer.binding import Unshown
     from banksman.enforcer.callers import Caller
     from banksman.enforcer.replica import Replica
     from banksman.policy.verdict import Ruling
@@ -88,15 +89,15 @@ class Approving:
 
     # ── opened ──
 
-    def pending(self, caller: Caller, record: dict[str, Any], ruling: Ruling, secret: str | None) -> Pending | str:
+    def pending(self, caller: Caller, record: dict[str, Any], ruling: Ruling, unshown: Unshown) -> Pending | Approval:
         """What a decision waits for: the approval that there is for the identical operation, or one that is still to be opened.
-        `secret`: the hash of a resource that is not recorded as it was asked. Problem 429: too many are pending.
+        Problem 429: too many are pending.
         """
         mine, clock, now = caller.limits.approvals, self._replica.lease.clock(), now_ms()
-        operation = _operation(record, secret)
+        operation = _operation(record, unshown)
         known = self._approvals.find(caller.name, operation, now)
         if known is not None and known.facts.voters == _voters(ruling):
-            return known.facts.approval
+            return known
         opening = mine.find(operation, clock)
         if opening is not None and not self._approvals.knows(opening.approval):
             return opening  # it is on its way to the log
@@ -109,7 +110,7 @@ class Approving:
             "expires_at": rfc3339(datetime.now(UTC) + timedelta(seconds=seconds)),
             "parent": record["id"],
         }
-        return Pending(operation, clock + seconds, event, secret)
+        return Pending(operation, clock + seconds, event, unshown)
 
     def open(self, caller: Caller, record: dict[str, Any], ruling: Ruling, pending: Pending) -> asyncio.Future[None]:
         """Ask for it -> done when the log has it; fails with Unavailable."""
@@ -120,9 +121,9 @@ class Approving:
             | {
                 "approval": pending.approval,
                 "expires_at": pending.event["expires_at"],
-                "resource_hash": pending.secret,
                 "voters": _voters(ruling),
-            },
+            }
+            | dict(pending.unshown),
             ApprovalOpened,
         )
         opening = asyncio.ensure_future(self._open(caller, opened, pending.event))
@@ -140,18 +141,22 @@ class Approving:
 
     # ── used ──
 
+    async def named(self, caller: Caller, name: str) -> Approval | None:
+        """The approval of this name, if it is the caller's, as far as the log says by now. Problem 503."""
+        known = self._approvals.get(name)
+        if is_uuid(name) and (known is None or known.status(now_ms()) == "pending"):
+            await self.abreast()  # another replica may have heard of it, or of an answer, a moment ago
+            known = self._approvals.get(name)
+        return known if known is not None and known.facts.agent == caller.name else None
+
     async def use(
-        self, caller: Caller, named: str, record: dict[str, Any], ruling: Ruling, secret: str | None
+        self, known: Approval | None, record: dict[str, Any], ruling: Ruling, unshown: Unshown
     ) -> tuple[Ruling, Claim | None]:
-        """What becomes of an `approve` whose question names an approval -> the ruling, and the claim that won, if one did.
+        """What becomes of an `approve` whose question names this approval -> the ruling, and the claim that won, if one did.
 
         A pending one is an `approve` as before. Problem 503: it cannot be judged now.
         """
-        known = self._approvals.get(named)
-        if is_uuid(named) and (known is None or known.status(now_ms()) == "pending"):
-            await self.abreast()  # another replica may have heard of it, or of an answer, a moment ago
-            known = self._approvals.get(named)
-        if known is None or (known.facts.agent, known.operation) != (caller.name, _operation(record, secret)):
+        if known is None or known.operation != _operation(record, unshown):
             return _no(ruling, Reason.APPROVAL_UNFIT), None
         if known.facts.voters != _voters(ruling):  # the policy wants other people's yes by now
             return _no(ruling, Reason.APPROVAL_UNFIT), None
@@ -166,8 +171,8 @@ class Approving:
         if known.use is not None and known.use.request != request:
             return _no(ruling, Reason.APPROVAL_USED), None
         claim = Claim(
-            **stamp(self._replica.records.source), call=record.get("call"), approval=named, request=request,
-            args_hash=known.facts.args_hash,
+            **stamp(self._replica.records.source), call=record.get("call"), approval=known.facts.approval,
+            request=request, args_hash=known.facts.args_hash,
         )  # fmt: skip
         offset = -1
         try:
@@ -295,8 +300,8 @@ class Approving:
         self._replica.records.later(expired, facts.agent)
 
 
-def _operation(record: dict[str, Any], secret: str | None) -> tuple[object, ...]:
-    return tuple(secret if name == "resource_hash" else record.get(name) for name in OPERATION)
+def _operation(record: dict[str, Any], unshown: Unshown) -> tuple[object, ...]:
+    return tuple(unshown[name] if name in unshown else record.get(name) for name in OPERATION)
 
 
 def _voters(ruling: Ruling) -> list[Voters]:

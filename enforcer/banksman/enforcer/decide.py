@@ -14,7 +14,7 @@ import asyncio
 import time
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,9 +22,11 @@ from banksman.bus import nothing
 from banksman.enforcer.answers import Answer, fingerprint
 from banksman.enforcer.approving import now_ms
 from banksman.enforcer.aside import HEAVY
+from banksman.enforcer.asking import Asking, Given
 from banksman.enforcer.budgets import Exhausted, Unknown, counted
 from banksman.enforcer.callers import REPLAY_HEADER
 from banksman.enforcer.decision import answer_of, held, record_of, spent
+from banksman.enforcer.limits import Pending
 from banksman.enforcer.question import (
     MAX_QUESTION_BYTES,
     Question,
@@ -38,22 +40,22 @@ from banksman.events import DecisionVoid
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
 from banksman.policy.verdict import Reason
-from banksman.signing import digest_by
 from banksman.stamps import rfc3339_ns, uuid7, uuid7_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from banksman.enforcer.callers import Caller
-    from banksman.enforcer.limits import Pending
     from banksman.enforcer.replica import Replica
-    from banksman.events import Claim
     from banksman.http_problem import Receive, Scope, Send
     from banksman.policy.verdict import Ruling, Verdict
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
 RETRY_S = 1
+
+_ASKED_ANEW = (Reason.APPROVAL_EXPIRED, Reason.APPROVAL_USED, Reason.APPROVAL_UNFIT)
+"""Why the caller's own approval is not good for a question that another one can be given for. After a no, nobody is asked."""
 
 
 class Decider:
@@ -64,6 +66,7 @@ class Decider:
         self._controls, self._approving, self._budgets = replica.state.controls, replica.approving, replica.budgets
         self.records, self.callers, self.aside = replica.records, replica.callers, replica.aside
         self.answers, self.metrics = replica.answers, replica.metrics
+        self.binding = replica.binding
         self.acknowledged: Callable[[str], Awaitable[None]] | None = None
         """A named point between the acknowledgement and the last check: tests stop here and change the world."""
 
@@ -98,8 +101,7 @@ class Decider:
                 asked.id = question.id
                 await self._once(scope, send, caller, question, body, asked)
         except Problem:
-            if asked.claim is not None:
-                self._approving.undo(asked.claim)
+            self.give_back(asked)
             raise
         finally:
             limits.waiting -= 1
@@ -214,26 +216,53 @@ class Decider:
         """What becomes of an `approve`: with an approval that fits and is given an `allow`; else it waits for one, which may
         have to be opened.
         """
-        named, ruling, secret = question.approval, verdict.ruling, None
-        said = (verdict.resource, record.get("resource")), (question.whom(), record.get("subject"))
-        hidden = [asked_as for asked_as, shown in said if asked_as is not None and asked_as != shown]
-        if hidden:
-            secret = digest_by(caller.mac, "\0".join(hidden).encode("utf-8", "surrogatepass"))
+        named, ruling = question.approval, verdict.ruling
         if named is None:
-            pending = self._approving.pending(caller, record, ruling, secret)
-            record["approval"] = pending if isinstance(pending, str) else pending.approval
-            return ruling, None if isinstance(pending, str) else pending
-        ruling, asked.claim = await self._approving.use(caller, named, record, ruling, secret)
+            return ruling, await self._asks(caller, question, asked, record, verdict, ruling)
+        known = await self._approving.named(caller, named)
+        counted = known.facts.counted if known is not None else []  # what counted when it was opened
+        unshown = await self.binding.unshown(caller, question, record, verdict, counted, heavy=asked.heavy)
+        ruling, asked.claim = await self._approving.use(known, record, ruling, unshown)
         if self._judged(caller, question).ruling != verdict.ruling:  # that took a while
             raise problem(
                 503, "policy or controls changed while the approval was taken; ask again", retry_after=RETRY_S
             )
+        anew = known is not None and ruling.reason in _ASKED_ANEW and question.asks_anew()
+        if anew:
+            ruling = msgspec.structs.replace(verdict.ruling, reason=ruling.reason)
         record["decision"], record["tier"], record["reason"] = ruling.decision, ruling.tier, ruling.reason
         if ruling.reason is not Reason.EXHAUSTED:
             record.pop("budget", None)
-        if ruling.reason is not Reason.APPROVAL_UNFIT:
-            record["approval"] = named
+        if anew:
+            return ruling, await self._asks(caller, question, asked, record, verdict, ruling)
+        if known is not None and ruling.reason is not Reason.APPROVAL_UNFIT:
+            record["approval"], asked.expires_at = named, known.facts.expires_at
         return ruling, None
+
+    async def _asks(
+        self,
+        caller: Caller,
+        question: Question,
+        asked: Asking,
+        record: dict[str, Any],
+        verdict: Verdict,
+        ruling: Ruling,
+    ) -> Pending | None:
+        """The approval that it waits for stands in `record` -> it, while it is still to be opened."""
+        counted = question.counted(self.policies.bundle, caller.project)
+        unshown = await self.binding.unshown(caller, question, record, verdict, counted, heavy=asked.heavy)
+        found = self._approving.pending(caller, record, ruling, unshown)
+        if isinstance(found, Pending):
+            record["approval"], asked.expires_at = found.approval, found.event["expires_at"]
+            return found
+        record["approval"], asked.expires_at = found.facts.approval, found.facts.expires_at
+        return None
+
+    def give_back(self, asked: Asking) -> None:
+        """It got no answer: the approval that it took, if it did, is as good as before."""
+        if asked.claim is not None:
+            self._approving.undo(asked.claim)
+            asked.claim = None
 
     async def _on_record(self, caller: Caller, record: dict[str, Any], ruling: Ruling, pending: Pending | None) -> None:
         """Return when the decision, and what belongs to its approval, are acknowledged; Problem 503."""
@@ -360,26 +389,3 @@ class Decider:
         )
         self.records.later(void, caller.name)
         self.metrics.voids += 1
-
-
-class Given(NamedTuple):
-    """An answer that is on its way out, and its record. None: it was given before."""
-
-    session: str
-    answer: Answer
-    record: dict[str, Any] | None
-
-
-class Asking:
-    """One question on its way. `began`: its head was there; `read`: the thread's own time since when it
-    keeps the replica busy (both ns).
-    """
-
-    __slots__ = ("at", "began", "claim", "heavy", "id", "read")
-
-    def __init__(self, began: int, read: int, heavy: bool, name: str = "", at: str = "") -> None:
-        self.began, self.read, self.heavy, self.id = began, read, heavy, name
-        self.at = at
-        """In a replay, when it was asked first."""
-        self.claim: Claim | None = None
-        """The approval that it took, as what gives it back."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from banksman.http_problem import problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from banksman.settings import Enforcer
 
@@ -147,13 +147,13 @@ class AgentLimits:
 class Pending:
     """One approval that a human is asked for. `ends`: its `expires_at` on this replica's clock."""
 
-    __slots__ = ("approval", "ends", "event", "operation", "requested", "secret")
+    __slots__ = ("approval", "ends", "event", "operation", "requested", "unshown")
 
     def __init__(
-        self, operation: tuple[object, ...], ends: float, event: dict[str, Any], secret: str | None = None
+        self, operation: tuple[object, ...], ends: float, event: dict[str, Any], unshown: Mapping[str, Any]
     ) -> None:
         self.approval: str = event["approval"]
-        self.operation, self.ends, self.event, self.secret = operation, ends, event, secret
+        self.operation, self.ends, self.event, self.unshown = operation, ends, event, unshown
         self.requested: asyncio.Future[Any] | None = None
         """Of the record that asks for it: until then nobody may be told of this approval. None: not handed over yet."""
 

@@ -20,7 +20,7 @@ from banksman.policy.holds import NONE, Facts
 from banksman.stamps import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from banksman.policy.compile import Bundle
 
@@ -56,6 +56,18 @@ class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     def whom(self) -> str | None:
         """Whom it is about, where that is not the agent itself."""
         return None
+
+    def counted(self, bundle: Bundle, project: str) -> list[str]:  # noqa: ARG002 - for questions that say more than is recorded
+        """What an approval is compared by besides all that is always compared."""
+        return []
+
+    def whole(self, counted: Sequence[str]) -> dict[str, Any] | None:  # noqa: ARG002 - see `counted`
+        """Everything that was asked, where more was asked than is recorded: an approval is for that, to the letter."""
+        return None
+
+    def asks_anew(self) -> bool:
+        """Whether it opens an approval where the one that it names is not good for it."""
+        return False
 
 
 class ReplayedQuestion(Question, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

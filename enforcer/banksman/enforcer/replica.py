@@ -19,6 +19,7 @@ from banksman.enforcer.agreement import EVERY, PATIENCE_S, Agreement, told
 from banksman.enforcer.answers import Answers
 from banksman.enforcer.approving import Approving
 from banksman.enforcer.aside import Aside
+from banksman.enforcer.binding import Binding
 from banksman.enforcer.budgets import Budgets
 from banksman.enforcer.callers import Callers
 from banksman.enforcer.control import ControlReader, Peer, State
@@ -61,6 +62,7 @@ class Replica:
         self.callers = Callers(self)
         self.answers = Answers(boottime)
         self.aside = Aside()
+        self.binding = Binding(secret, self.aside)
         self.policies = Policies(self)
         self.budgets = Budgets(kafka, secret, settings, self.policies, self.lease.clock)
         self.hurry = asyncio.Event()
