@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from event_pages import fields_table
 
+from banksman.enforcer.access_request import Submission
 from banksman.enforcer.acts import Act
 from banksman.enforcer.admin import NewAgent, NewOperator
 from banksman.enforcer.answers import Answer
@@ -33,6 +34,7 @@ MODELS = {
         Subject,
         Action,
         Resource,
+        Submission,
     )
 }
 INTRO = """# The enforcer over HTTP
@@ -72,7 +74,7 @@ An `approve` names its approval. It is pending until the people whom the policy 
 has come; `GET /v1/approvals/{approval}?wait=25` answers as soon as that is so. The same question with a new `id` and with `approval`
 is then an `allow` with the reason `approved`, if agent, session, operation and arguments are the same, the policy still asks for an
 approval, no control holds, and no other request was first: the `id` of the question is the request, and asked again it wins again, on
-any replica. Else it is a `deny` that says which of these it was.
+any replica. Else it is a `deny` that says which of these it was. Whom it is about cannot give it.
 
 ## OpenID AuthZEN
 
@@ -93,6 +95,8 @@ $ curl -s http://127.0.0.1:7700/access/v1/evaluation -H "Authorization: Bearer $
 | `resource.type`, `resource.id`, `resource.properties.branch` | service, resource, branch |
 | `action.name`, `action.properties` | action, arguments (`args.NAME` in conditions) |
 | `context.session` | the session; `authzen` where there is none |
+| `context.approval.id` | the approval that was given for it |
+| `context.business_justification` | words for those who approve |
 | `subject` of type `agent` | the caller itself; another agent's name is 403 |
 | any other `subject` | whom it is about: `subject.type` and `subject.id` in conditions, `subject` on record as `TYPE:ID` |
 | `subject.properties`, `resource.properties`, `context` | claims: `subject.NAME`, `resource.NAME`, `context.NAME`, where the policy lists them |
@@ -110,13 +114,74 @@ agents:
 ```
 
 Each question is a decision of its own, on record before it is answered. Only an `allow` is `true`. What waits for a human is `false`, with
-the reason `approval_required`, `evaluation_id` and `approval` in the context; it is asked for that one subject. There are no search
-endpoints, and an approval cannot be used by these calls yet. In a batch, an item's `subject`, `action`, `resource` and `context` replace
+the reason `approval_required` and what an access request needs (below) in the context; it is asked for that one subject. There are no search
+endpoints. In a batch, an item's `subject`, `action`, `resource` and `context` replace
 the whole of the same key beside `evaluations`; `options.evaluations_semantic` is `execute_all` (the default), `deny_on_first_deny` or
 `permit_on_first_permit`; an item that is wrong is `false` with `context.error` (`status message field`), and nothing is on record of it. What cannot
 be decided or recorded is a 503 for all of them. Fields that are not known are ignored, `X-Request-ID` comes back, and whatever is wrong with a
 body, also its type, is a 400. Behind a proxy that ends TLS the metadata gives `https` addresses if the proxy sends
 `X-Forwarded-Proto: https`.
+
+## Access requests
+
+What waits for a human can be asked for, waited for and used by the [Access Request and Approval
+Profile](https://openid.github.io/authzen/authzen-access-request-approval-profile-1_0.html), draft 1 of it, whoever it is about.
+
+```
+$ curl -s http://127.0.0.1:7700/access/v1/evaluation … -d '{"subject": {"type": "user", "id": "alice"}, "action": {"name": "can_read"},
+         "resource": {"type": "document", "id": "q4-plan"}}'
+{"decision":false,"context":{"reason":"approval_required","evaluation_id":"0190….0190….5f…","evaluated_at":"2026-11-25T18:00:08.020000Z",
+ "access_request":{"expires_at":"2026-11-25T18:15:08.021000Z","endpoint":"http://127.0.0.1:7700/access/v1/requests"},"approval":{"id":"0190…"},…}}
+
+$ curl -s http://127.0.0.1:7700/access/v1/requests … -H 'Idempotency-Key: 7b8d0f0d' -d '{"subject": {"type": "user", "id": "alice"},
+         "action": {"name": "can_read"}, "resource": {"type": "document", "id": "q4-plan"},
+         "context": {"business_justification": "the renewal review"},
+         "denial": {"evaluation_id": "0190….0190….5f…", "expires_at": "2026-11-25T18:15:08.021000Z"}}'
+{"task":{"id":"0190…","status":"pending","status_endpoint":"http://127.0.0.1:7700/access/v1/requests/0190…","expires_at":"2026-11-26T18:15:08.021000Z"}}
+
+$ curl -s http://127.0.0.1:7700/access/v1/requests/0190… …
+{"task":{"id":"0190…","status":"approved",…},"result":{"mode":"reevaluate","approval":{"id":"0190…","approved_at":"2026-11-25T18:04:11.301000Z",
+ "approved_until":"2026-11-25T18:15:08.021000Z"}}}
+
+$ curl -s http://127.0.0.1:7700/access/v1/evaluation … -d '{…, "context": {"approval": {"id": "0190…"}}}'
+{"decision":true,"context":{"reason":"approved","approval":{"id":"0190…","approved_until":"2026-11-25T18:15:08.021000Z"},…}}
+```
+
+People are asked by the denial already; the access request says that it is meant, and why. It is on the log before it is answered
+(`access.requested`), so any replica takes it and knows of it, also after a restart. The task is the approval: people answer it like any
+other, and `GET /v1/approvals/{task}?wait=25` waits for it. Only the agent that asked sees it. Who is the subject cannot approve it.
+
+The request must be about what was denied, to the letter: subject, resource and action with all their properties, the session, and of the
+context what the policy's `claims` listed when it was denied. `subject.properties.act` is left out where the policy does not list it. So
+must be the evaluation that uses the approval; then the policy in force is asked again, and the approval is taken as `/v1/decide` takes it,
+once. One that was opened by `/v1/decide` is not good here, nor the other way round.
+
+| task | is |
+|---|---|
+| `pending` | nobody has settled it; `Retry-After` says when to look again |
+| `approved` | and stays so, also when it was used or not used in time: the evaluation says that |
+| `denied` | `display.description` is what the approver said |
+| `expired` | nobody answered until the denial's `expires_at` |
+
+A task is kept for a day after that (`expires_at` of the task). None can be cancelled, none is called back (`callback` is 400), several
+denials need several requests (`items` is 400), `requested_access` is not looked at, and a `client.actor` that is not the agent itself is
+403.
+
+| an evaluation with an approval that is not `true` | `next_action` | `recorded_reason` |
+|---|---|---|
+| `approval_required` | `retry`: nobody has settled it yet | `approval_required` |
+| `approval_expired` | `request`: people are asked anew, `access_request` is the new one | `approval_expired` |
+| `approval_used` | `request` | `approval_used` |
+| `out_of_scope`: it is for something else, or the policy wants others by now | `request` | `approval_unfit` |
+| `approval_denied` | `none` | `approval_denied` |
+| `approval_unverifiable`: it is none of yours | `none` | `approval_unfit` |
+| `policy_denied` | `retry` while paused, frozen or out of budget, else `none` | why |
+
+An answer that got lost has used its approval: every evaluation is another request. An `Idempotency-Key` is its agent's own, up to 255
+characters, and kept as long as its task; without one, the same body again is the same request. One approval takes 16 different requests.
+Errors of the profile have its `type`, `urn:openid:authzen:access-request:error:` and one of `not_requestable` (400: the agent, its session
+or project is stopped), `invalid_denial_binding` (400), `expired_denial` (410), `duplicate_request` (409), `unknown_task` (404),
+`task_expired` (410).
 
 This page is made from `enforcer/banksman/enforcer/openapi.py` (`make docs`).
 """

@@ -36,7 +36,7 @@ CHECKS = (
 # integer anywhere in a body is beyond 2^53, and nothing nested deeper than 32 (400).
 CONFIG = """
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", 400, 401, 403, 404, 409, 422, 429]
+expected-statuses = ["2xx", 400, 401, 403, 404, 409, 410, 422, 429]
 """
 
 

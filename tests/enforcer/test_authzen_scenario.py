@@ -316,9 +316,11 @@ def test_metadata(pdp: Gateway) -> None:
         "policy_decision_point": base,
         "access_evaluation_endpoint": base + EVALUATION,
         "access_evaluations_endpoint": base + EVALUATIONS,
+        "access_request_endpoint": base + "/access/v1/requests",
+        "capabilities": ["urn:openid:authzen:capability:access-request"],
     }
     behind = accepted(pdp.enforcer("GET", path, headers={"X-Forwarded-Proto": "https"}))
-    assert all(one.startswith("https://") for one in behind.values())
+    assert all(one.startswith("https://") for name, one in behind.items() if name != "capabilities")
     strange = accepted(pdp.enforcer("GET", path, headers={"X-Forwarded-Proto": "gopher"}))
     assert strange == accepted(answer)
     assert pdp.enforcer("POST", path, {}).status == 405

@@ -20,8 +20,9 @@ from banksman.topics import Topic
 DOCUMENT = document()
 AGENT, OPERATOR, ANYONE = "agent", "operator", ""
 ACTS = ("revokeAgent", "restoreAgent", "killSession", "pauseProject", "resumeProject")
-AUTHZEN = ("accessEvaluation", "accessEvaluations")
-"""Whose protocol has one word, 400, for whatever is wrong with a body."""
+EVALUATIONS = ("accessEvaluation", "accessEvaluations")
+AUTHZEN = (*EVALUATIONS, "requestAccess")
+"""Whose protocols have one word, 400, for whatever is wrong with a body."""
 ACCESS = {
     "subject": {"type": "agent", "id": "buyer"},
     "action": {"name": "pull"},
@@ -35,12 +36,13 @@ BODIES: dict[str, Any] = {
     "addOperator": {"name": "never-made", "roles": ["viewer"]},
     "answerApproval": {"verdict": "deny"},
     **{act: {"reason": "never done"} for act in ACTS},
-    **dict.fromkeys(AUTHZEN, ACCESS),
+    **dict.fromkeys(EVALUATIONS, ACCESS),
+    "requestAccess": ACCESS | {"denial": {"evaluation_id": "none", "expires_at": "2099-01-01T00:00:00Z"}},
 }
 NOT_FOR_VIEWERS = {"addAgent", "addOperator", "rotateAgent", "answerApproval", "probe", *ACTS}
 FOR_BOTH = {"listApprovals", "getApproval"}
 """An agent sees its own."""
-NAMED = {"agent": "stranger", "session": "s", "project": "nowhere", "approval": "none"}
+NAMED = {"agent": "stranger", "session": "s", "project": "nowhere", "approval": "none", "task": "none"}
 LIMITS = {
     "decide": 1 << 20, "explain": 1 << 20, "events": 8 << 20, **dict.fromkeys(AUTHZEN, 1 << 20),
     **dict.fromkeys(("addAgent", "addOperator", "answerApproval", *ACTS), 64 << 10),
@@ -107,7 +109,7 @@ def test_the_table_knows_every_call() -> None:
     assert names == {
         "decide", "events", "explain", "listAgents", "addAgent", "rotateAgent", "addOperator", "status", "healthz",
         "readyz", "metrics", "openapi", "listApprovals", "getApproval", "answerApproval", "probe", *ACTS,
-        *AUTHZEN, "authzenConfiguration",
+        *AUTHZEN, "accessRequestTask", "authzenConfiguration",
     }  # fmt: skip
     described = {
         call["operationId"]
@@ -211,8 +213,9 @@ def test_the_one_header_that_decides_must_be_there_once(shop: Shop) -> None:
 def test_other_methods(shop: Shop, operation: Operation) -> None:
     there = {one.method for one in operations() if one.path == operation.path}
     there |= {"HEAD"} if "GET" in there else set()
+    token = operation.token(shop) if operation.who == AGENT else shop.desk.viewer
     for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
-        answer = shop(method, operation.path, token=shop.desk.viewer)
+        answer = shop(method, operation.path, token=token)
         if method not in there:
             assert answer.status == 405, (method, answer.raw)
             assert set(answer.headers["allow"].split(", ")) == there
@@ -341,8 +344,10 @@ def test_unknown_fields(shop: Shop, operation: Operation) -> None:
     understood whole.
     """
     answer = operation(shop, operation.body | {"unheard_of": {"a": [1]}}, token=operation.token(shop))
-    if operation.name in ("events", *AUTHZEN):
+    if operation.name in ("events", *EVALUATIONS):
         assert answer.status == 200
+    elif operation.name == "requestAccess":
+        problem(answer, 400, "denial.evaluation_id")  # as without it: this one is about no denial of ours
     else:
         problem(answer, 422, "unheard_of")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
+from banksman.enforcer.access_request import REQUESTS
+from banksman.enforcer.access_tasks import AccessTasks
 from banksman.enforcer.acts import Acts
 from banksman.enforcer.admin import Admin
 from banksman.enforcer.authzen import EVALUATION, EVALUATIONS, METADATA, AuthZen, metadata
@@ -29,7 +31,7 @@ def build(replica: Replica) -> tuple[Application, Decider]:
     """-> (the ASGI application, its hot path). Wants a `Guard` around it: `listener.serve` puts one there."""
     decide, metrics = Decider(replica), replica.metrics
     admin, acts, status, explain = Admin(replica), Acts(replica), Status(replica), Explain(replica)
-    inbox = Inbox(replica)
+    inbox, tasks = Inbox(replica), AccessTasks(replica)
     rest = routed(
         [
             Route("/v1/events", EventsIn(replica).endpoint, methods=["POST"]),
@@ -50,6 +52,8 @@ def build(replica: Replica) -> tuple[Application, Decider]:
             Route("/v1/status", status.status, methods=["GET"]),
             Route(EVALUATION, AuthZen(decide, several=False), methods=["POST"]),
             Route(EVALUATIONS, AuthZen(decide, several=True), methods=["POST"]),
+            Route(REQUESTS, tasks.submit, methods=["POST"]),
+            Route(f"{REQUESTS}/{{task}}", tasks.status, methods=["GET"]),
             Route(METADATA, metadata, methods=["GET"]),
             Route("/healthz", status.healthz, methods=["GET"]),
             Route("/readyz", status.readyz, methods=["GET"]),

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import JSONResponse
 
+from banksman.enforcer import access_request as profile
 from banksman.enforcer.aside import HEAVY
+from banksman.enforcer.asking import Asking, Given
 from banksman.enforcer.callers import REPLAY_HEADER
-from banksman.enforcer.decide import Asking, Given
 from banksman.enforcer.evaluation import KEYS, check_defaults, question_of
 from banksman.enforcer.question import MAX_QUESTION_BYTES, strict
 from banksman.http_body import read_body, require_type
@@ -29,12 +30,11 @@ from banksman.policy.verdict import MEANING, Reason
 from banksman.stamps import uuid7
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from banksman.enforcer.answers import Answer
     from banksman.enforcer.callers import Caller
     from banksman.enforcer.decide import Decider
     from banksman.http_problem import Receive, Scope, Send
@@ -102,12 +102,17 @@ class AuthZen:
         further = len(batch.items) - 1
         limits.several(further)
         limits.waiting += 1 + further
+        base = profile.base_of(scope)
         try:
             outcomes = await self._all(caller, batch, began, now)
-            await decider.send(
-                scope, send, caller, [one for one in outcomes if isinstance(one, Given)],
-                lambda: _written(outcomes, alone=batch.alone), headers,
-            )  # fmt: skip
+            given = [one for one in outcomes if isinstance(one, Given)]
+            try:
+                await decider.send(
+                    scope, send, caller, given, lambda: self._written(caller, outcomes, batch, base), headers
+                )
+            except Problem:  # it was not answered
+                self._give_back(given)
+                raise
         finally:
             limits.waiting -= 1 + further
         decider.metrics.took(time.perf_counter_ns() - began)
@@ -165,22 +170,63 @@ class AuthZen:
             else:
                 fatal = fatal or outcome
         if fatal is not None:
-            for outcome in told:
-                if isinstance(outcome, Given) and outcome.record is not None:
-                    self._decider.void(caller, outcome.record, "not_answered")
+            given = [outcome for outcome in told if isinstance(outcome, Given)]
+            for answered in given:
+                if answered.record is not None:
+                    self._decider.void(caller, answered.record, "not_answered")
+            self._give_back(given)
             raise fatal
         return told
+
+    def _give_back(self, given: Sequence[Given]) -> None:
+        for one in given:
+            if one.asked is not None:
+                self._decider.give_back(one.asked)
 
     async def _one(self, caller: Caller, item: Any, heavy: bool, began: int, now: float) -> _Outcome:
         """One item, decided and on record; or what is wrong with it, or with everything."""
         asking = Asking(began, time.thread_time_ns(), heavy, uuid7())
         try:
             question = question_of(caller, item)
+            asking.named = question.approval is not None
             caller.limits.session(question.session, now)
             answer, record = await self._decider.decided(caller, question, asking)
         except Problem as refusal:
+            self._decider.give_back(asking)
             return refusal
-        return Given(question.session, answer, record)
+        return Given(question.session, answer, record, asking)
+
+    def _written(self, caller: Caller, outcomes: Sequence[_Outcome], batch: _Batch, base: str) -> bytes:
+        told = [self._told(caller, one, base) if isinstance(one, Given) else _error(one) for one in outcomes]
+        return _encode(told[0] if batch.alone else {"evaluations": told})
+
+    def _told(self, caller: Caller, given: Given, base: str) -> dict[str, Any]:
+        """The decision, and in `context` what `/v1/decide` would say of it, and what the profile has for it."""
+        answer, asked, record = given.answer, given.asked, given.record
+        assert asked is not None
+        assert record is not None
+        context: dict[str, Any] = {
+            "id": answer.id,
+            "reason": answer.reason,
+            "message": MEANING[Reason(answer.reason)],
+            "tier": answer.tier,
+            "rule": answer.rule,
+            "policy_version": answer.policy_version,
+            "valid_until": answer.valid_until,
+            "budget": answer.budget,
+        }
+        if answer.decision == "approve":
+            context |= profile.requestable(
+                self._decider.binding, caller.name, answer, record["time"], asked.expires_at, base
+            )
+        elif answer.reason == Reason.APPROVED:
+            context |= profile.granted(answer, asked.expires_at)
+        if asked.named and answer.decision != "allow":
+            context |= profile.refused(answer)
+        return {
+            "decision": answer.decision == "allow",
+            "context": {name: value for name, value in context.items() if value is not None},
+        }
 
 
 def _is_fatal(outcome: _Outcome | BaseException) -> bool:
@@ -195,32 +241,6 @@ def _permits(outcome: _Outcome | BaseException) -> bool:
 # ── what is answered ──
 
 
-def _written(outcomes: Sequence[_Outcome], *, alone: bool) -> bytes:
-    told = [_told(one.answer) if isinstance(one, Given) else _error(one) for one in outcomes]
-    return _encode(told[0] if alone else {"evaluations": told})
-
-
-def _told(answer: Answer) -> dict[str, Any]:
-    """The decision, and in `context` what `/v1/decide` would say of it."""
-    waits = answer.decision == "approve"
-    context: dict[str, Any] = {
-        "id": answer.id,
-        "reason": Reason.APPROVAL_REQUIRED.value if waits else answer.reason,
-        "message": MEANING[Reason(answer.reason)],
-        "tier": answer.tier,
-        "rule": answer.rule,
-        "policy_version": answer.policy_version,
-        "valid_until": answer.valid_until,
-        "budget": answer.budget,
-    }
-    if waits:
-        context |= {"evaluation_id": answer.id, "approval": answer.approval}
-    return {
-        "decision": answer.decision == "allow",
-        "context": {name: value for name, value in context.items() if value is not None},
-    }
-
-
 def _error(refusal: Problem) -> dict[str, Any]:
     """An item that was not decided: nothing is on record of it, and it is a no."""
     error: dict[str, Any] = {"status": refusal.status, "message": refusal.detail}
@@ -230,19 +250,13 @@ def _error(refusal: Problem) -> dict[str, Any]:
 
 
 async def metadata(request: Request) -> Response:
-    """`GET /.well-known/authzen-configuration`: where these calls are, by the name that this server was asked under.
-
-    `Host` was checked before. A proxy in front that ends TLS says so by `X-Forwarded-Proto`, which whoever forges it tells only
-    himself.
-    """
-    fields: Mapping[bytes, bytes] = request.scope["fields"]
-    scheme = fields.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
-    if scheme not in {"http", "https"}:
-        scheme = request.url.scheme
-    base = f"{scheme}://{fields.get(b'host', b'').decode('latin-1')}"
+    """`GET /.well-known/authzen-configuration`: where these calls are, by the name that this server was asked under."""
+    base = profile.base_of(request.scope)
     told = {
         "policy_decision_point": base,
         "access_evaluation_endpoint": base + EVALUATION,
         "access_evaluations_endpoint": base + EVALUATIONS,
+        profile.ENDPOINT: base + profile.REQUESTS,
+        "capabilities": [profile.CAPABILITY],
     }
     return JSONResponse(told, headers={"Cache-Control": "no-store"})
