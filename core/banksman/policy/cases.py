@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidPolicy
 from banksman.policy.compile import Bundle, CompiledPolicy
-from banksman.policy.conditions import comparisons, moment
+from banksman.policy.conditions import attributes_of, moment
 from banksman.policy.document import read, spell
 from banksman.policy.explain import explain
 from banksman.policy.holds import Facts
@@ -164,7 +164,7 @@ def _read(file: Path) -> tuple[TestFile, dict[Any, int]]:
 
 
 def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy) -> Iterator[Case]:
-    by_time = any(said.attribute == "time" for rule in policy.every_rule() for said in comparisons(rule.when))
+    by_time = any("time" in attributes_of(rule.when) for rule in policy.every_rule())
 
     def wrong(message: str, *path: str | int) -> InvalidPolicy:
         known = path
