@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from banksman.canonical import MAX_DEPTH, MAX_INT
 from banksman.policy.conditions import WHOLE, ConditionError
-from banksman.policy.expr import MAX_ATTRIBUTES, NOBODY, Strict, strict, variable
+from banksman.policy.expr import MAX_ATTRIBUTES, NOBODY, TIME, Strict, strict, variable
 from banksman.policy.expr_text import ExprError
 
-MAX_GIVEN, MAX_TEXT = 1000, 65_536
+MAX_GIVEN, MAX_TEXT = 256, 16_384
 """Values in one attribute, and characters of all its text and keys, that an expression goes through."""
 
 INSTALL = "expr needs an evaluator of CEL, which is not installed: pip install 'banksman[cel]'"
@@ -109,7 +109,7 @@ def _strict_environment() -> Any:
     cel = _library()
     names = {variable(number, exists=False): cel.Type.DYN for number in range(MAX_ATTRIBUTES)}
     names |= {variable(number, exists=True): cel.Type.BOOL for number in range(MAX_ATTRIBUTES)}
-    return cel.NewEnv(variables=names | {NOBODY: cel.Type.BOOL})
+    return cel.NewEnv(variables=names | {NOBODY: cel.Type.BOOL, TIME: cel.Type.TIMESTAMP})
 
 
 def _compile(environment: Any, text: str, form: str) -> Any:

@@ -28,8 +28,8 @@ from banksman.policy.expr_text import ExprError, Group, Item, Word, read, split,
 from banksman.policy.nearest import nearest
 
 MAX_ATTRIBUTES, MAX_STRICT = 32, 20_000
-NOBODY = "__nobody"
-"""A variable that nothing is ever given for: what needs it cannot be worked out."""
+TIME, NOBODY = "__time", "__nobody"
+"""The one variable that is known to be a moment; and one that nothing is ever given for: what needs it cannot be worked out."""
 
 EQUAL, ORDER = frozenset({"==", "!="}), frozenset({"<", "<=", ">", ">="})
 _BETWEEN = frozenset({"&&", "||", "?", ":", ","})
@@ -194,7 +194,8 @@ class _Strict:
         if known is None:
             if len(self.variables) >= MAX_ATTRIBUTES:
                 raise ExprError(f"looks at more than {MAX_ATTRIBUTES} attributes", at)
-            known = Variable(variable(len(self.variables), exists=exists), name, exists)
+            called = TIME if name == "time" else variable(len(self.variables), exists=exists)
+            known = Variable(called, name, exists)
             self.variables[name, exists] = known
         return known.name
 

@@ -19,6 +19,7 @@ _WORD = re.compile(
     |(?P<sign>&&|\|\||[=!<>]=|[<>!?:+\-*/%.,()\[\]])""",
     re.VERBOSE,
 ).match
+_OF_OTHERS = {"and": "&&", "or": "||", "not": "!", "None": "has(…)"}
 _CLOSES = {"(": ")", "[": "]"}
 
 
@@ -82,6 +83,8 @@ def _words(text: str) -> list[Word]:
         if kind != "space":
             if ended == at and found[-1].kind in {"text", "number", "name"} and kind in {"text", "number", "name"}:
                 raise ExprError(f"{found[-1].said}{said} is no one word: no bytes, unsigned numbers or triple quotes", at)
+            if said in _OF_OTHERS and not (found and found[-1].said == "."):
+                raise ExprError(f"write {_OF_OTHERS[said]} for {said}", at)
             if kind == "name" and said == "in":
                 kind = "sign"
             found.append(Word(kind, said, at))  # type: ignore[arg-type]
