@@ -9,7 +9,7 @@ from banksman.policy.verdict import MEANING
 
 MOST_VERBS = 60
 
-FORMAT = """# Policy
+FORMAT = r"""# Policy
 
 YAML, one file a project, in version control. The enforcer reads the top-level `*.yaml` (but `*_test.yaml`) of the folder
 `BANKSMAN_POLICIES`, watches it, and obeys a changed file on the next request. Everything but `project` and `agents` is
@@ -247,6 +247,24 @@ tests:
 Each agent of `expect` is asked about every operation (or those that the test lists as `operations`), and what is not listed must be
 denied. Expected are a decision, or `decision` with any of `rule`, `reason`, `tier`, `shadow`. Where a policy goes by the time, the file must
 say which. `--coverage 100`: every rule has to decide a case.
+
+An agent that the policy does not know is refused, since a name with a typing error in it would pass where nothing is allowed. Two
+ways to say that somebody is unknown on purpose: the name `somebody-else`, and `strangers: [claude-old-07]` at the top of the file.
+
+The same in pytest, as one test for each agent and operation, told as `banksman policy test` tells it:
+
+```toml
+[tool.pytest.ini_options]
+banksman_policies = ["policies"]     # the folders whose *_test.yaml are tests of policies; without it pytest takes none
+testpaths = ["tests", "policies"]    # what `pytest` alone collects
+```
+
+```console
+$ pytest policies
+$ pytest "policies/billing_test.yaml::the invoice agent::claude-invoice-01::push main"
+```
+
+The plugin is found in every environment that has `banksman[server]`, and imports nothing until there is such a file.
 """
 
 VERSIONS = """

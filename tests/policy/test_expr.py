@@ -1,4 +1,4 @@
-"""`expr` in a policy: what is refused and how that is told, what it does to answers, versions, lint, diff, explain and the rest."""
+"""`expr` in a policy: what is refused and how that is told, what it does to answers, versions, lint, diff and the rest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def decide(of: Policy, args: dict[str, Any] | None = None, **more: Any) -> Verdi
 
 
 def refused(expr: str) -> InvalidPolicy:
-    text = f"project: p\nagents:\n  a:\n    allow:\n      - service: git\n        actions: [push]\n        expr: {json.dumps(expr)}\n"
+    rule = f"      - service: git\n        actions: [push]\n        expr: {json.dumps(expr)}\n"
+    text = f"project: p\nagents:\n  a:\n    allow:\n{rule}"
     with pytest.raises(InvalidPolicy) as caught:
         load(text.encode(), "p.yaml")
     return caught.value
@@ -81,7 +82,8 @@ def refused(expr: str) -> InvalidPolicy:
         ("args.a < 5 ? 1 : true", "found no matching overload"), ("args.a == 'x", "has no place"),
         ("has(args) && args.a == 1", "args is no value"), ("args.l.all(__nobody, true)", "cannot be the name of a member"),
         ("!" * 3 + "args.a." + "b." * 9 + "c", "is no attribute"), ("string(args.a) == '1'", "string is no function here"),
-        ("time.getHours() < 5", "getHours is no function here"), ("timestamp(args.a, 'x') < time", "at 1:10: undeclared reference to"),
+        ("time.getHours() < 5", "getHours is no function here"),
+        ("timestamp(args.a, 'x') < time", "at 1:10: undeclared reference to"),
     ],
 )  # fmt: skip
 def test_what_is_refused_and_where(expr: str, why: str) -> None:
@@ -133,7 +135,12 @@ def test_without_the_evaluator_a_policy_that_needs_it_does_not_load(monkeypatch:
 
 def test_both_must_hold() -> None:
     of = policy(allow=[{"when": {"args.amount": {"gte": 0}}, "expr": "args.amount * 2 < 1000"}])
-    assert [decide(of, {"amount": amount}).decision for amount in (499, 500, -1, "5")] == ["allow", "deny", "deny", "deny"]
+    assert [decide(of, {"amount": amount}).decision for amount in (499, 500, -1, "5")] == [
+        "allow",
+        "deny",
+        "deny",
+        "deny",
+    ]
 
 
 @pytest.mark.parametrize("args", [{}, None, {"to": 5}, {"to": ["prod"]}, {"to": None}, {"to": "prod\0"}])
@@ -187,7 +194,10 @@ def test_a_policy_without_any_never_loads_the_evaluator() -> None:
 
 
 def test_the_version_covers_it() -> None:
-    versions = {policy(allow=[rule]).version for rule in ({}, {"expr": "args.a < 5"}, {"expr": "args.a < 6"}, {"when": {"args.a": 1}})}
+    versions = {
+        policy(allow=[rule]).version
+        for rule in ({}, {"expr": "args.a < 5"}, {"expr": "args.a < 6"}, {"when": {"args.a": 1}})
+    }
     assert len(versions) == 4
     assert policy(allow=[{"expr": " args.a < 5\n"}]).version == policy(allow=[{"expr": "args.a < 5"}]).version
 
@@ -235,7 +245,7 @@ def test_diff_says_that_answers_may_differ_and_under_what() -> None:
     ]
     above = policy(allow=[{"actions": ["charges:read"]}, {"expr": "args.a < 5"}])
     assert list(settings(old, above)) == []  # it has moved, and says what it said
-    assert list(diff(old, old)) == list(settings(old, old)) == []
+    assert not [*diff(old, old), *settings(old, old)]
     assert [one.before for one in settings(policy(allow=[{}]), old)] == ["none"]
 
 
@@ -247,10 +257,11 @@ def test_explain_says_whether_it_is_false_or_cannot_be_worked_out() -> None:
     assert told.mend == 'a/allow/0, if this held: {"expr": "args.a * 2 < 10"}, which is false, and args.a is 5'
     told = explain(bundle, *asked, Facts({"a": "5"}, 0.0))
     by = {one.rule: one for one in told.rules}
-    assert by["a/allow/0"].wanted == (
-        '{"expr": "args.a * 2 < 10"}, which cannot be worked out (No matching overloads found : _*_(string, int64)), '
-        'and args.a is "5"',
+    (wanted,) = by["a/allow/0"].wanted
+    assert wanted.startswith(
+        '{"expr": "args.a * 2 < 10"}, which cannot be worked out (No matching overloads found : _*_(string'
     )
+    assert wanted.endswith(', and args.a is "5"')
     assert by["a/never/0"].unsure
     assert by["a/never/0"].wanted == (
         '{"expr": "args.b == \'x\'"}, which cannot be worked out (nobody can say what args.b is), and args.b is not there',
@@ -258,7 +269,9 @@ def test_explain_says_whether_it_is_false_or_cannot_be_worked_out() -> None:
 
 
 def test_cases_of_policies_that_have_one(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(json.dumps(document(allow=[{"expr": "args.a * 2 < 10 && time > timestamp('2026-01-01T00:00:00Z')"}])))
+    (tmp_path / "p.yaml").write_text(
+        json.dumps(document(allow=[{"expr": "args.a * 2 < 10 && time > timestamp('2026-01-01T00:00:00Z')"}]))
+    )
     cases = {
         "at": "2026-06-01T00:00:00Z",
         "operations": {"few": REFUND_ASKED | {"args": {"a": 1}}, "many": REFUND_ASKED | {"args": {"a": 5}}},
@@ -281,7 +294,10 @@ def test_a_backtest_works_it_out_and_knows_what_it_needs() -> None:
     assert (wanted.args, wanted.time, wanted.subject) == (True, True, True)
     assert not any(needs(policy(allow=[{"expr": "branch == 'main'"}])))
     test = Backtest(of)
-    test.take(Recorded("a", "stripe", "refunds:create", None, None, "allow", 1, "s", {"a": a}, 0.0) for a in (1, 5, "[redacted]"))
+    test.take(
+        Recorded("a", "stripe", "refunds:create", None, None, "allow", 1, "s", {"a": a}, 0.0)
+        for a in (1, 5, "[redacted]")
+    )
     assert test.done().totals() == {"allow->deny": 2}
 
 

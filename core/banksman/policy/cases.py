@@ -28,8 +28,8 @@ from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidPolicy
 from banksman.policy.compile import Bundle, CompiledPolicy
 from banksman.policy.conditions import attributes_of, moment
-from banksman.policy.document import read, spell
 from banksman.policy.diff import SOMEBODY_ELSE
+from banksman.policy.document import read, spell
 from banksman.policy.explain import explain
 from banksman.policy.holds import Facts
 from banksman.policy.load import load, place_of

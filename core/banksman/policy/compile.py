@@ -103,7 +103,9 @@ class CompiledPolicy:
         the time, since nobody can say when that changes.
         """
         if self._moments is None:
-            self._by_expr = any("time" in expr.attributes for rule in self.policy.every_rule() if (expr := apart(rule.when)[1]))
+            self._by_expr = any(
+                "time" in expr.attributes for rule in self.policy.every_rule() if (expr := apart(rule.when)[1])
+            )
             said_by = (said for rule in self.policy.every_rule() for said in comparisons(rule.when))
             told = {encode(said): said for said in said_by if said.attribute == "time"}
             self._moments = tuple(compile_condition(said, "", self.policy.schedules) for said in told.values())

@@ -4,8 +4,8 @@
     when: {any: [{args.draft: true}, {not: {branch: {glob: "release/*"}}}]}
     when: {resource.owner: {is: {attr: subject.email}}}
 
-Everything in a mapping must hold, and what stands beside it under `expr:` (`banksman.policy.expr`). What is written in several ways becomes one form here, which is what is hashed, compared and
-worked out (`banksman.policy.holds`).
+Everything in a mapping must hold, and what stands beside it under `expr:` (`banksman.policy.expr`). What is written in several
+ways becomes one form here, which is what is hashed, compared and worked out (`banksman.policy.holds`).
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def diff(old: Policy, new: Policy) -> Iterator[Change]:
 
 
 def settings(old: Policy, new: Policy) -> Iterator[Setting]:
-    """What else is another: modes, owners, budgets, what an alert does, where it goes; and the text of an `expr`, of which nobody
-    can say which answers it changes.
+    """What else is another: modes, owners, budgets, what an alert does, where it goes; and the text of an `expr`, of which
+    nobody can say which answers it changes.
     """
     for what in ("shadow", "owner", "channel", "schedules", "subjects", "claims"):
         yield from _changed("the project", what, getattr(old, what), getattr(new, what))

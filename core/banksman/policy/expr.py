@@ -158,7 +158,11 @@ class _Strict:
         if name.said not in _METHODS:
             raise ExprError(_no_function(name.said, _METHODS | _MACROS), name.at)
         if name.said == "matches":
-            if len(arguments.inner) != 1 or not isinstance(arguments.inner[0], Word) or arguments.inner[0].kind != "text":
+            if (
+                len(arguments.inner) != 1
+                or not isinstance(arguments.inner[0], Word)
+                or arguments.inner[0].kind != "text"
+            ):
                 raise ExprError("matches: the pattern must stand in the policy, as one text", arguments.at)
             self.patterns.append(arguments.inner[0].said)
         return f"{name.said}({self.whole(arguments.inner, bound, within=within)})"
@@ -210,7 +214,11 @@ def _path(items: tuple[Item, ...]) -> tuple[str, int]:
     names, used = list[str](), 0
     while used < len(items):
         item, after = items[used], items[used + 1] if used + 1 < len(items) else None
-        if not isinstance(item, Word) or item.kind != "name" or (names and isinstance(after, Group) and after.opens == "("):
+        if (
+            not isinstance(item, Word)
+            or item.kind != "name"
+            or (names and isinstance(after, Group) and after.opens == "(")
+        ):
             return ".".join(names), max(0, used - 1)
         names.append(item.said)
         if after is None or not _is_dot(after):
@@ -243,7 +251,7 @@ def _number(word: Word) -> str:
 def _computes(items: tuple[Item, ...]) -> bool:
     """Whether a number that is none can come of it: attributes are none of those."""
     told = words(items)
-    return any(one.kind == "sign" and one.said in {"+", "-", "*", "/", "%"} or one.said == "double" for one in told)
+    return any((one.kind == "sign" and one.said in {"+", "-", "*", "/", "%"}) or one.said == "double" for one in told)
 
 
 def _no_function(name: str, known: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""The text of an `expr:` as words, and brackets with what is in them: as much of CEL as a policy may use, and where each stands.
+"""The text of an `expr:` as words, and brackets with what is in them: as much of CEL as a policy may use, and where it stands.
 
 What is not read here is refused at load, so that nothing reaches the evaluator that was not looked at: no bytes, no unsigned
 numbers, no mappings or messages, no text in three quotes. (The grammar: cel-spec, doc/langdef.md.)
@@ -82,7 +82,9 @@ def _words(text: str) -> list[Word]:
         kind, said = str(read_.lastgroup), read_[0]
         if kind != "space":
             if ended == at and found[-1].kind in {"text", "number", "name"} and kind in {"text", "number", "name"}:
-                raise ExprError(f"{found[-1].said}{said} is no one word: no bytes, unsigned numbers or triple quotes", at)
+                raise ExprError(
+                    f"{found[-1].said}{said} is no one word: no bytes, unsigned numbers or triple quotes", at
+                )
             if said in _OF_OTHERS and not (found and found[-1].said == "."):
                 raise ExprError(f"write {_OF_OTHERS[said]} for {said}", at)
             if kind == "name" and said == "in":

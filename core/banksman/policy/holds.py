@@ -15,7 +15,19 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from banksman.policy import cel
-from banksman.policy.conditions import MAX_VALUES, WHOLE, All, Attr, Comparison, Condition, Expr, Not, Some, custom_of, moment
+from banksman.policy.conditions import (
+    MAX_VALUES,
+    WHOLE,
+    All,
+    Attr,
+    Comparison,
+    Condition,
+    Expr,
+    Not,
+    Some,
+    custom_of,
+    moment,
+)
 from banksman.policy.globs import compile_patterns
 from banksman.policy.normal import MAX_RESOURCE, bad_resource, fold_action
 from banksman.policy.schedules import Schedule, holds
@@ -58,7 +70,7 @@ Get = Callable[[Asked], Any]
 
 
 def compile_condition(condition: Condition, service: str, schedules: Mapping[str, Schedule]) -> Holds:
-    """-> what says whether it holds. KeyError: a schedule that there is not. ConditionError: an expression, and no evaluator."""
+    """-> what says whether it holds. KeyError: a schedule that there is not. ConditionError: an `expr`, and no evaluator."""
     match condition:
         case All(parts):
             return partial(_all, tuple(compile_condition(part, service, schedules) for part in parts))
