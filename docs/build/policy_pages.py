@@ -146,7 +146,7 @@ The attributes are those of `when`, by the same names; `args` alone is a mapping
 |---|---|
 | `&&` `\|\|` `!` `? :` | one plain no in `&&`, and one plain yes in `\|\|`, decides whatever else cannot be worked out |
 | `==` `!=` `<` `<=` `>` `>=` | values of one kind, as in `when`: text, numbers, true and false, moments, spans of time |
-| `+` `-` `*` `/` `%` | a whole number and one with a fraction do not go together: `double(args.count) * args.price` |
+| `+` `-` `*` `/` | numbers, of which there is one kind, as in JSON: 5 / 2 is 2.5; `+` also of text and of lists |
 | `in` | a list, written or an attribute |
 | `LIST.all(one, …)`, `.exists(one, …)`, `.exists_one(one, …)` | not within each other; what holds of all of an empty list always does: ask for its `size` too |
 | `has(args.NAME)` | whether it is there |
@@ -155,7 +155,7 @@ The attributes are those of `when`, by the same names; `args` alone is a mapping
 
 Where this is stricter than CEL: values of different kinds cannot be compared, where CEL says that they are not equal (an agent could
 send `["prod"]` for `"prod"`); only lists are gone through, not the keys of a mapping that was sent in place of one; null is as if it was left
-out; 5.0 is 5. What cannot be worked out counts as for `when`. So does an attribute with more than 256 values or 16384 characters in it,
+out. What cannot be worked out counts as for `when`. So does an attribute with more than 256 values or 16384 characters in it,
 with a NUL in its text, or a number further from zero than 2^53 - 1; and an expression that takes more than 10000 steps through lists.
 Longest: 1000 characters, 12 brackets within each other.
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from banksman.canonical import MAX_DEPTH, MAX_INT
-from banksman.policy.conditions import WHOLE, ConditionError
-from banksman.policy.expr import MAX_ATTRIBUTES, NOBODY, TIME, Strict, strict, variable
+from banksman.policy.conditions import ConditionError
+from banksman.policy.expr import MAX_ATTRIBUTES, NOBODY, TIME, Kind, Strict, strict, variable
 from banksman.policy.expr_text import ExprError
 
 MAX_GIVEN, MAX_TEXT = 256, 16_384
@@ -27,6 +27,9 @@ INSTALL = "expr needs an evaluator of CEL, which is not installed: pip install '
 _UNFIT = object()
 _STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
 _MISSING = re.compile(r'No value with name "(__\w+)"')
+_COMPARED = re.compile(r"overload for '_(?:[<>]=?)_' applied to '\((.*)\)'")
+_EXPECTING, _CONTAINER = re.compile(r" expecting \{.*$"), re.compile(r" \(in container ''\)$")
+_TOO_DEEP = "it is too complicated: its parts are nested too deeply"
 _SAID = re.compile(r"<input>:(-?\d+):(-?\d+): (.*)")
 
 
@@ -74,17 +77,17 @@ def compiled(text: str) -> Program:
         of = strict(text)
     except ExprError as error:
         raise ConditionError(str(error), ()) from None
-    checked = _compile(_environment(of), text, "")
-    kind = checked.return_type().name()
+    environment = _environment()
+    _parse(environment, text)
+    made = _compile(environment, of.cel)
+    kind = made.return_type().name()
     if kind not in {"BOOL", "DYN"}:
         raise ConditionError(f"must be true or false, and it is {kind.lower()}", ())
-    made = _strict_environment()
-    program = Program(of, _compile(made, of.cel, "in its strict form, "))
     for pattern in of.patterns:
-        said = _compile(made, f"''.matches({pattern})", "").eval(data={}).value()
+        said = _compile(environment, f"''.matches({pattern})").eval(data={}).value()
         if not isinstance(said, bool):
             raise ConditionError(f"{pattern} is no regular expression (RE2): {said}", ())
-    return program
+    return Program(of, made)
 
 
 def _library() -> Any:
@@ -95,42 +98,45 @@ def _library() -> Any:
     return cel
 
 
-def _environment(of: Strict) -> Any:
-    """What the author's own words are checked against: attributes by their names and, where they have one, their type."""
-    cel = _library()
-    of_any = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
-    names = dict.fromkeys(("args", "subject", "context"), of_any) | dict.fromkeys(WHOLE, cel.Type.STRING)
-    inner = {name: cel.Type.DYN for name in of.attributes if name.startswith("resource.")}
-    return cel.NewEnv(variables=names | {"time": cel.Type.TIMESTAMP} | inner)
-
-
 @lru_cache(1)
-def _strict_environment() -> Any:
+def _environment() -> Any:
+    """One for all: strict forms have the same names for their variables."""
     cel = _library()
-    names = {variable(number, exists=False): cel.Type.DYN for number in range(MAX_ATTRIBUTES)}
-    names |= {variable(number, exists=True): cel.Type.BOOL for number in range(MAX_ATTRIBUTES)}
+    kinds: dict[Kind, Any] = {"is": cel.Type.BOOL, "text": cel.Type.STRING, "any": cel.Type.DYN}
+    names = {variable(kind, number): of for kind, of in kinds.items() for number in range(MAX_ATTRIBUTES)}
     return cel.NewEnv(variables=names | {NOBODY: cel.Type.BOOL, TIME: cel.Type.TIMESTAMP})
 
 
-def _compile(environment: Any, text: str, form: str) -> Any:
+def _parse(environment: Any, text: str) -> None:
+    """The author's own words, for the places of what is wrong. Names were looked at before, kinds are in the strict form."""
     try:
-        return environment.compile(text)
+        environment.compile(text, disable_check=True)
     except RuntimeError as error:
-        raise ConditionError(form + _in_words(str(error), text if not form else ""), ()) from None
+        if "recursion" in str(error):
+            raise ConditionError(_TOO_DEEP, ()) from None
+        said = _SAID.search(str(error))
+        where = f"at {said[1]}:{said[2]}: {_EXPECTING.sub('', said[3])}" if said is not None else str(error)
+        raise ConditionError(where, ()) from None
 
 
-def _in_words(error: str, text: str) -> str:
-    """What the evaluator's parser and checker say, with the place in the author's text if it is about that."""
+def _compile(environment: Any, strict_form: str) -> Any:
+    try:
+        return environment.compile(strict_form)
+    except RuntimeError as error:
+        raise ConditionError(_in_words(str(error)), ()) from None
+
+
+def _in_words(error: str) -> str:
+    """What is wrong with the kinds of what is put together. The places that the checker names are those of the strict form."""
     if "recursion" in error:
-        return "it is too complicated: its parts are nested too deeply"
+        return _TOO_DEEP
+    compared = _COMPARED.search(error)
+    if compared is not None and ("list(" in compared[1] or "map(" in compared[1]):
+        return "lists and mappings cannot be compared: use in, all or exists"
+    if compared is not None:
+        return f"compares what is of two kinds: {compared[1]}"
     said = _SAID.search(error)
-    if said is None:
-        return error.strip()
-    message = re.sub(r"( \(in container ''\)| expecting \{.*)$", "", said[3])
-    if not text:
-        lists = "list(" in message or "map(" in message
-        return "lists and mappings cannot be compared: use in, all or exists" if lists else message
-    return f"at {said[1]}:{said[2]}: {message}"
+    return _CONTAINER.sub("", said[3]) if said is not None else error.strip()
 
 
 def _fit(value: Any) -> Any:
@@ -185,12 +191,10 @@ class _Fitting:
 
 
 def _one_number(value: float) -> Any:
-    """5.0 and 5 are one number, whole as long as JSON has one meaning for it."""
+    """All numbers are of one kind, and 0 and -0 are one, by which one can divide to either side."""
     if isinstance(value, int):
-        return value if abs(value) <= MAX_INT else _UNFIT
-    if not math.isfinite(value):
-        return _UNFIT
-    return int(value) if abs(value) <= MAX_INT and value == int(value) else value
+        return float(value) if abs(value) <= MAX_INT else _UNFIT
+    return value + 0.0 if math.isfinite(value) else _UNFIT
 
 
 def _is_unicode(text: str) -> bool:

@@ -9,7 +9,8 @@ It is put into a strict form of itself, and that is what is worked out (`banksma
   is passed that the expression does not name;
 * `==`, `!=` and `in` compare values of one kind, or cannot be worked out. CEL says a plain no to `["prod"] == "prod"`: whoever
   writes the arguments could walk around a rule by that. No kind of value has an order with another, so asking for the order
-  first does it; it also leaves no number that is none (0.0 / 0.0) on any side of a bound;
+  first does it; it also leaves no number that is none (0 / 0) on any side of a bound;
+* numbers are of one kind, as in JSON: whoever writes 2.5 for 2 would else make `args.price * 3` a thing that nobody can say;
 * `all`, `exists`, `exists_one` and `in` go through lists. CEL takes a mapping's keys as well, in which a value is hidden well.
   Nothing but a list can be put together with a list, so that does it. The keys of `args` itself can be asked for.
 
@@ -20,10 +21,10 @@ regular expressions that are not written in the policy.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from banksman.canonical import MAX_INT
-from banksman.policy.conditions import ROOTS, bad_attribute
+from banksman.policy.conditions import ROOTS, WHOLE, bad_attribute
 from banksman.policy.expr_text import ExprError, Group, Item, Word, read, split, words
 from banksman.policy.nearest import nearest
 
@@ -31,6 +32,7 @@ MAX_ATTRIBUTES, MAX_STRICT = 32, 20_000
 TIME, NOBODY = "__time", "__nobody"
 """The one variable that is known to be a moment; and one that nothing is ever given for: what needs it cannot be worked out."""
 
+Kind = Literal["is", "text", "any"]
 EQUAL, ORDER = frozenset({"==", "!="}), frozenset({"<", "<=", ">", ">="})
 _BETWEEN = frozenset({"&&", "||", "?", ":", ","})
 _MACROS = frozenset({"all", "exists", "exists_one"})
@@ -130,6 +132,8 @@ class _Strict:
                 said.append(_in_brackets(item, self.whole(item.inner, bound, within=within)))
             elif item.kind == "number":
                 said.append(_number(item))
+            elif item.said == "%":
+                raise ExprError("% is of whole numbers, and numbers here may have a fraction, as in JSON", item.at)
             elif item.kind != "name":
                 said.append(item.said)
             elif at and _is_dot(items[at - 1]):
@@ -139,6 +143,8 @@ class _Strict:
                     if item.said in _MACROS:
                         said[begins:] = [self._list(" ".join(said[begins:-1])), "."]
                     said.append(self._method(item, arguments, bound, within=within))
+                    if item.said == "size":
+                        said[begins:] = [f"double({' '.join(said[begins:])})"]
                     at += 1
             elif arguments is not None:
                 said.append(self._function(item, arguments, bound, within=within))
@@ -186,7 +192,8 @@ class _Strict:
             path, used = _path(inner)
             if used == len(inner):
                 return self._attribute(path, inner[0].at, exists=True)
-        return f"{name.said}({self.whole(inner, bound, within=within)})"
+        told = f"{name.said}({self.whole(inner, bound, within=within)})"
+        return f"double({told})" if name.said in {"size", "int"} else told
 
     def _attribute(self, name: str, at: int, *, exists: bool = False) -> str:
         wrong = None if name == "args" and not exists else bad_attribute(name)
@@ -198,15 +205,15 @@ class _Strict:
         if known is None:
             if len(self.variables) >= MAX_ATTRIBUTES:
                 raise ExprError(f"looks at more than {MAX_ATTRIBUTES} attributes", at)
-            called = TIME if name == "time" else variable(len(self.variables), exists=exists)
-            known = Variable(called, name, exists)
+            kind: Kind = "is" if exists else "text" if name in WHOLE else "any"
+            known = Variable(TIME if name == "time" else variable(kind, len(self.variables)), name, exists)
             self.variables[name, exists] = known
         return known.name
 
 
-def variable(number: int, *, exists: bool) -> str:
-    """What the variables of strict forms are called."""
-    return f"__is_{number}" if exists else f"__{number}"
+def variable(kind: Kind, number: int) -> str:
+    """What the variables of strict forms are called: whether there is an attribute, what always is text, and all else."""
+    return f"__{kind}_{number}"
 
 
 def _path(items: tuple[Item, ...]) -> tuple[str, int]:
@@ -245,13 +252,13 @@ def _number(word: Word) -> str:
     value = int(said, 16) if said.startswith("0x") else float(said) if set(said) & set(".e") else int(said)
     if value > MAX_INT:
         raise ExprError("is further from zero than numbers in JSON mean one thing (2^53 - 1)", word.at)
-    return word.said
+    return said if isinstance(value, float) else f"{value}.0"
 
 
 def _computes(items: tuple[Item, ...]) -> bool:
     """Whether a number that is none can come of it: attributes are none of those."""
     told = words(items)
-    return any((one.kind == "sign" and one.said in {"+", "-", "*", "/", "%"}) or one.said == "double" for one in told)
+    return any((one.kind == "sign" and one.said in {"+", "-", "*", "/"}) or one.said == "double" for one in told)
 
 
 def _no_function(name: str, known: frozenset[str]) -> str:
