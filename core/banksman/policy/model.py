@@ -204,7 +204,6 @@ When = Annotated[
 Expression = Annotated[
     str,
     Field(
-        min_length=1,
         max_length=MAX_EXPR,
         description="A condition in CEL: args.amount * 2 < 500. Needs the extra `cel`.",
     ),
