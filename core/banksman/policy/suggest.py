@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.policy.catalogue import SERVICES, is_read_only
 from banksman.policy.compile import names_action
-from banksman.policy.conditions import plain
+from banksman.policy.conditions import apart, plain
 from banksman.policy.globs import MAX_WILDCARDS, Custom, compile_patterns
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def _held(rule: Rule | None) -> dict[str, Any]:
     """What of a rule goes over to whatever is made of it."""
     if rule is None:
         return {}
-    said: dict[str, Any] = {"when": plain(rule.when)} if rule.when is not None else {}
+    when, expr = apart(rule.when)
+    said: dict[str, Any] = {"when": plain(when)} if when is not None else {}
+    said |= {"expr": expr.text} if expr is not None else {}
     if rule.approvers is not None:
         asked = {"any": list(rule.approvers.any)} if rule.approvers.any else {}
         said["approvers"] = asked | {"min": rule.approvers.min, "expires": f"{rule.approvers.expires}s"}
@@ -256,7 +258,7 @@ def _place(several: Sequence[Recorded]) -> dict[str, Any]:
 
 _KEPT = ("owner", "freeze", "guardrails", "subjects", "claims", "notify")
 """Of the policy in force, what holds for every agent."""
-_ORDER = ("service", "actions", "resources", "branches", "when", "approvers")
+_ORDER = ("service", "actions", "resources", "branches", "when", "expr", "approvers")
 
 
 def _text(
