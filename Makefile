@@ -40,7 +40,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate --
 
 lock: setup ## resolve the dependencies again: requirements.lock, and what the image is made of
 	$(BIN)/$(COMPILE) --all-extras --group dev --upgrade pyproject.toml --output-file requirements.lock
-	$(BIN)/$(COMPILE) --extra server -c requirements.lock pyproject.toml --output-file deploy/image/server.lock
+	$(BIN)/$(COMPILE) --extra server --extra cel -c requirements.lock pyproject.toml --output-file deploy/image/server.lock
 	$(BIN)/$(COMPILE) --group build -c requirements.lock --output-file deploy/image/build.lock
 
 tools: setup ## Helm, promtool and Docker Compose, with Go (minutes): tests/deploy has the files of deploy/ read by them

@@ -36,6 +36,9 @@ CLOSE_S = 2.0
 HALVED = 32
 """Records in a flight that are too few to be halved: each flight has its price."""
 
+STEPS = 5
+"""Steps of the event loop that aiokafka (0.14) takes from a batch to its bytes on the socket."""
+
 MAX_REQUEST_BYTES = 17 << 20  # the largest record of all, in `dead`, and its frame
 
 
@@ -196,7 +199,8 @@ class Publisher:
         self._halves = halves
         self._bound, self._deadline = bound, deadline
         self._waiting: dict[int, deque[_Record]] = {}
-        self._flights: dict[int, asyncio.Task[None]] = {}
+        self._flights: set[asyncio.Task[None]] = set()
+        self._flying: set[int] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._open: deque[_Record] = deque()
         self.pending = 0
@@ -225,70 +229,84 @@ class Publisher:
         self.pending += 1
         waiting.append(record)
         self._open.append(record)
-        if partition not in self._flights:
-            flight = self._fly(partition, waiting)
-            self._flights[partition] = asyncio.create_task(flight, name=f"{self.topic}/{partition}")
+        if partition not in self._flying:
+            self._start(partition, waiting)
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(self._deadline, self._expire)
 
     async def flush(self) -> None:
         """Return when nothing is waiting: acknowledged, or given up."""
         while self._flights:
-            await asyncio.wait(list(self._flights.values()))
+            await asyncio.wait(self._flights)
+
+    def _start(self, partition: int, waiting: deque[_Record]) -> None:
+        """Send what waits for a partition that has nothing in flight."""
+        self._flying.add(partition)
+        flight = asyncio.create_task(self._fly(partition, waiting), name=f"{self.topic}/{partition}")
+        self._flights.add(flight)
+        flight.add_done_callback(self._flights.discard)
 
     async def _fly(self, partition: int, waiting: deque[_Record]) -> None:
+        """One batch: sent, acknowledged; then the next one is on its way before those in this one are told."""
+        taken: list[_Record] = []
+        first, away = -1, None
         try:
-            while waiting:
-                batch = self._producer.create_batch()
-                taken: list[_Record] = []
-                most = max(HALVED, (len(waiting) + 1) // 2) if self._halves else len(waiting)
-                while waiting and len(taken) < most:
-                    record = waiting[0]
-                    if record.given_up():  # before it was sent: never sent
-                        waiting.popleft()
-                        self.pending -= 1
-                        continue
-                    if batch.append(key=record.key, value=record.value, timestamp=None, headers=record.headers) is None:
-                        break
-                    # The batch has its own copy, and another partition that does not get on keeps what is behind it in `_open`.
-                    record.value, record.headers = b"", []
-                    taken.append(waiting.popleft())
-                if taken:
-                    await self._send(batch, partition, taken)
-        finally:
-            self._flights.pop(partition, None)
-            if waiting:  # only when this task is cancelled: nobody is left waiting for ever
-                for record in waiting:
-                    record.fail(BrokerAway(f"{self.topic}: the publisher stopped"))
-                self.pending -= len(waiting)
-                waiting.clear()
-
-    async def _send(self, batch: Any, partition: int, taken: list[_Record]) -> None:
-        try:
-            batch.close()
-            metadata = await (await self._producer.send_batch(batch, self.topic, partition=partition))
+            batch = self._loaded(waiting, taken)
+            if taken:
+                sent = await self._producer.send_batch(batch, self.topic, partition=partition)
+                first = (await sent).offset
         except (KafkaError, ConnectionError, OSError) as error:
             away = BrokerAway(f"{self.topic}: {type(error).__name__}: {error}")
-            for record in taken:
+        except BaseException:  # cancelled: nobody is left waiting for ever
+            self._flying.discard(partition)
+            for record in (*taken, *waiting):
+                record.fail(BrokerAway(f"{self.topic}: the publisher stopped"))
+            self.pending -= len(taken) + len(waiting)
+            waiting.clear()
+            raise
+        try:
+            if waiting:
+                self._start(partition, waiting)
+                for _ in range(STEPS):
+                    await asyncio.sleep(0)
+            else:
+                self._flying.discard(partition)
+        finally:
+            self._over(taken, first, away)
+
+    def _loaded(self, waiting: deque[_Record], taken: list[_Record]) -> Any:
+        """A batch of what waits, closed; `taken` gets its records."""
+        batch = self._producer.create_batch()
+        most = max(HALVED, (len(waiting) + 1) // 2) if self._halves else len(waiting)
+        while waiting and len(taken) < most:
+            record = waiting[0]
+            if record.given_up():  # before it was sent: never sent
+                waiting.popleft()
+                self.pending -= 1
+                continue
+            if batch.append(key=record.key, value=record.value, timestamp=None, headers=record.headers) is None:
+                break
+            # The batch has its own copy, and another partition that does not get on keeps what is behind it in `_open`.
+            record.value, record.headers = b"", []
+            taken.append(waiting.popleft())
+        batch.close()
+        return batch
+
+    def _over(self, taken: list[_Record], first: int, away: BrokerAway | None) -> None:
+        """Tell those in a batch what became of it. `first`: the offset of its first record; -1: nobody knows."""
+        for number, record in enumerate(taken):
+            offset = first + number if first >= 0 else -1  # a broker that had the batch already may not remember where
+            if away is not None:
                 record.fail(away)
                 _tell(record.waiter.landed, -1)
-        except asyncio.CancelledError:
-            for record in taken:
-                record.fail(BrokerAway(f"{self.topic}: the publisher stopped"))
-            raise
-        else:
-            known = metadata.offset >= 0  # a broker that had the batch already may not remember where
-            for number, record in enumerate(taken):
-                offset = metadata.offset + number if known else -1
-                if record.given_up():
-                    _tell(record.waiter.landed, offset)
-                else:
-                    record.over = True
-                    _tell(record.waiter.acknowledged, offset)
-        finally:
-            self.pending -= len(taken)
-            while self._open and self._open[0].over:  # the sweep has no use for them, and they would fill its memory
-                self._open.popleft()
+            elif record.given_up():
+                _tell(record.waiter.landed, offset)
+            else:
+                record.over = True
+                _tell(record.waiter.acknowledged, offset)
+        self.pending -= len(taken)
+        while self._open and self._open[0].over:  # the sweep has no use for them, and they would fill its memory
+            self._open.popleft()
 
     def _expire(self) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@ from banksman.policy.verdict import MEANING
 
 MOST_VERBS = 60
 
-FORMAT = """# Policy
+FORMAT = r"""# Policy
 
 YAML, one file a project, in version control. The enforcer reads the top-level `*.yaml` (but `*_test.yaml`) of the folder
 `BANKSMAN_POLICIES`, watches it, and obeys a changed file on the next request. Everything but `project` and `agents` is
@@ -111,7 +111,7 @@ Everything in a mapping must hold; `any: [...]`, `all: [...]` and `not: {...}` p
 | a plain list, `in: [VALUES]` | is one of them |
 | `lt`, `lte`, `gt`, `gte` | is a number (`time`: a moment with its zone) below, at most, above, at least |
 | `glob: PATTERN` or a list | is text that a pattern matches; text with more than one spelling (`a/../b`), or of more than 4096 characters, cannot be worked out |
-| `has: VALUE` or a list | is a list (of at most 1000 values) that holds one of them |
+| `has: VALUE` or a list | is a list (of at most 256 values) that holds one of them |
 | `exists: true` or `false` | is there; null is as if it was left out |
 | `during: SCHEDULE` or a list (`time` alone) | is within one of the schedules |
 | `not: COMPARISON` or a value or a list | does not compare so |
@@ -121,6 +121,46 @@ What cannot be worked out (the attribute is missing, or has another type: `5` is
 `never` or `require_approval` rule match, reason `condition_error`. One plain no in `all`, and one plain yes in `any`, decides whatever else
 cannot be worked out. Text is compared as it stands: for what has several spellings (`/etc//passwd`) use `glob`, which says nothing about those.
 -5 is below 500: where that matters, say `gte: 0` too. `action` is folded as the service's actions are.
+
+## Expressions
+
+For what `when` cannot say: arithmetic, and whether all or some of a list are such. A rule may have `expr`, in
+[CEL](https://cel.dev), with `when` or without; both must hold. It needs the extra `cel` (`pip install 'banksman[cel]'`; the image
+has it); without it a policy that has an `expr` does not load.
+
+```yaml
+    allow:
+      - service: stripe
+        actions: ["refunds:create"]
+        when: {args.amount: {gte: 0}}
+        expr: "args.amount + args.fee <= args.paid && args.currency in ['usd', 'eur']"
+      - service: mcp
+        actions: [order]
+        expr: "args.items.all(item, item.price < 100 && item.kind != 'gift card') && size(args.items) < 20"
+```
+
+The attributes are those of `when`, by the same names; `args` alone is a mapping of all arguments (`'force' in args`, `args['two words']`,
+`args.all(name, name in ['a', 'b'])`).
+
+| there is | |
+|---|---|
+| `&&` `\|\|` `!` `? :` | one plain no in `&&`, and one plain yes in `\|\|`, decides whatever else cannot be worked out |
+| `==` `!=` `<` `<=` `>` `>=` | values of one kind, as in `when`: text, numbers, true and false, moments, spans of time |
+| `+` `-` `*` `/` | numbers, of which there is one kind, as in JSON: 5 / 2 is 2.5; `+` also of text and of lists |
+| `in` | a list, written or an attribute |
+| `LIST.all(one, …)`, `.exists(one, …)`, `.exists_one(one, …)` | not within each other; what holds of all of an empty list always does: ask for its `size` too |
+| `has(args.NAME)` | whether it is there |
+| `.startsWith` `.endsWith` `.contains` `.matches`, `size` | of text, by characters (`size` also counts lists and mappings); `matches` finds an [RE2](https://github.com/google/re2/wiki/Syntax) pattern anywhere, which has to be written in the policy |
+| `int` `double` `timestamp` `duration` | `timestamp(args.since)`, `time - timestamp(args.since) < duration('24h')` |
+
+Where this is stricter than CEL: values of different kinds cannot be compared, where CEL says that they are not equal (an agent could
+send `["prod"]` for `"prod"`); only lists are gone through, not the keys of a mapping that was sent in place of one; null is as if it was left
+out. What cannot be worked out counts as for `when`. So does an attribute (`args` alone is one) with more than 256 values or 16384 characters in it,
+with a NUL in its text, or a number further from zero than 2^53 - 1; and an expression that takes more than 10000 steps through lists.
+Longest: 1000 characters, 12 brackets within each other.
+
+`lint` and `diff` prove nothing by what an expression says: it may hold or not. `diff` tells where its text has changed. A `backtest` works it
+out of what is on record, where arguments stand redacted. What `when` can say is better said there.
 
 ## Schedules and freezes
 
@@ -207,6 +247,24 @@ tests:
 Each agent of `expect` is asked about every operation (or those that the test lists as `operations`), and what is not listed must be
 denied. Expected are a decision, or `decision` with any of `rule`, `reason`, `tier`, `shadow`. Where a policy goes by the time, the file must
 say which. `--coverage 100`: every rule has to decide a case.
+
+An agent that the policy does not know is refused, since a name with a typing error in it would pass where nothing is allowed. Two
+ways to say that somebody is unknown on purpose: the name `somebody-else`, and `strangers: [claude-old-07]` at the top of the file.
+
+The same in pytest, as one test for each agent and operation, told as `banksman policy test` tells it:
+
+```toml
+[tool.pytest.ini_options]
+banksman_policies = ["policies"]     # the folders whose *_test.yaml are tests of policies; without it pytest takes none
+testpaths = ["tests", "policies"]    # what `pytest` alone collects
+```
+
+```console
+$ pytest policies
+$ pytest "policies/billing_test.yaml::the invoice agent::claude-invoice-01::push main"
+```
+
+The plugin is found in every environment that has `banksman[server]`, and imports nothing until there is such a file.
 """
 
 VERSIONS = """

@@ -8,7 +8,7 @@ ABSENT = dict.fromkeys(
     (
         "seq", "call", "parent", "service", "action", "resource", "branch", "args", "text", "decision", "tier", "rule",
         "policy_version", "reason", "asked", "shadow", "latency_us", "approval", "approver", "expires_at", "status", "error",
-        "result", "result_size", "duration_ms", "model", "input_tokens", "output_tokens", "cache_read_tokens",
+        "subject", "result", "result_size", "duration_ms", "model", "input_tokens", "output_tokens", "cache_read_tokens",
         "cache_write_tokens", "priced", "tokens", "cost_usd", "tokens_total", "cost_usd_total", "late", "raw",
     )
 )  # fmt: skip

@@ -35,7 +35,7 @@ tests:
   - name: claude
     expect:
       claude: {feature: allow, main: approve, small: {decision: allow, tier: 2, rule: claude/allow/1}}
-      somebody: {}
+      somebody-else: {}
 """
 
 
@@ -107,7 +107,7 @@ def test_test_passes_and_says_what_no_case_decided(shell: Shell, folder: Path) -
 
 def test_test_fails_with_the_line_and_the_reason(shell: Shell, folder: Path) -> None:
     file = folder / "billing_test.yaml"
-    file.write_text(TESTS.replace("main: approve, ", "").replace("somebody: {}", "somebody: {small: allow}"))
+    file.write_text(TESTS.replace("main: approve, ", "").replace("somebody-else: {}", "somebody-else: {small: allow}"))
     done = shell("policy", "test", str(file))
     assert done.code == 1
     assert (
@@ -115,7 +115,7 @@ def test_test_fails_with_the_line_and_the_reason(shell: Shell, folder: Path) -> 
         in done.out
     )
     assert (
-        f"{file}:9: claude: somebody, small: decision allow is expected, and it is deny: the project's policy"
+        f"{file}:9: claude: somebody-else, small: decision allow is expected, and it is deny: the project's policy"
         in done.out
     )
     told = json.loads(shell("policy", "test", str(file), "--json").out)
@@ -139,6 +139,13 @@ def test_test_wants_enough_rules_to_decide_a_case(shell: Shell, folder: Path) ->
     ("old", "new", "wrong"),
     [
         ("main: approve", "mian: approve", "did you mean main?"),
+        (
+            "      claude: {",
+            "      cluade: {",
+            "'cluade' is no agent of the policy; did you mean claude? (who shall be unknown to it",
+        ),
+        ("somebody-else: {}", "claude-old: {}", "is called somebody-else, or stands under `strangers`)"),
+        ("tests:\n", "strangers: [claude]\ntests:\n", "'claude' is known to the policy, and no stranger to it"),
         ("main: approve", "main: maybe", "must be 'allow', 'approve' or 'deny'"),
         ("operations:\n", "operation:\n", "did you mean operations?"),
         ("tests:\n", "policy: gone.yaml\ntests:\n", "the policy gone.yaml cannot be read"),
@@ -154,6 +161,18 @@ def test_a_wrong_test_file_is_told_where(shell: Shell, folder: Path, old: str, n
     assert done.code == 2, done.out
     assert wrong in done.err
     assert re.search(r"billing_test.yaml:\d+: ", done.err)
+
+
+def test_strangers_are_named_as_such(shell: Shell, folder: Path) -> None:
+    """A pattern of names that does not take in one that it should not."""
+    (folder / "billing.yaml").write_text(GOOD.replace("  claude:\n", '  "claude-?":\n'))
+    text = TESTS.replace("      claude: {", "      claude-1: {").replace("claude/allow/1", "claude-?/allow/1")
+    (folder / "billing_test.yaml").write_text(text.replace("somebody-else: {}", "claude-12: {}"))
+    assert shell("policy", "test", str(folder)).code == 2
+    text = text.replace("somebody-else: {}", "claude-12: {}\n      somebody-else: {}")
+    (folder / "billing_test.yaml").write_text(f"strangers: [claude-12]\n{text}")
+    done = shell("policy", "test", str(folder))
+    assert (done.code, "9 cases, 0 not as expected" in done.out) == (0, True), done.out + done.err
 
 
 def test_where_a_policy_goes_by_the_time_the_file_says_which(shell: Shell, folder: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.processors.conftest import Archive
 from tests.servers import PARTITIONS, Broker, ClickHouseServer, child_environment
 
 from banksman import codec, events, provision, settings, signing, stamps
+from banksman.cli import main
 from banksman.local import children
 from banksman.signing import create_secret
 from banksman.store.migrate import migrate
@@ -152,3 +153,20 @@ def stand(
     finally:
         made.stop()
         archive.stop()
+
+
+Policy = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def policy(stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """`banksman policy …` in a folder of its own -> its exit code, what it prints, what it says."""
+    monkeypatch.setenv("BANKSMAN_CONSOLE_URL", stand.base)
+    monkeypatch.setenv("BANKSMAN_OPERATOR_TOKEN", stand.desk.viewer)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return main.main(["policy", *words]), *capsys.readouterr()
+
+    return run

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.console.conftest import Stand
+from tests.console.conftest import Policy, Stand
 from tests.enforcer.conftest import until
 
 from banksman import stamps
-from banksman.cli import main
 from banksman.events import PolicyLoaded
 from banksman.signing import service_signer
 
@@ -28,23 +27,6 @@ agents:
     never:
       - {service: git, actions: [push], resources: [acme/old]}
 """
-
-
-Policy = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def policy(stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """`banksman policy …` in a folder of its own -> its exit code, what it prints, what it says."""
-    monkeypatch.setenv("BANKSMAN_CONSOLE_URL", stand.base)
-    monkeypatch.setenv("BANKSMAN_OPERATOR_TOKEN", stand.desk.viewer)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        return main.main(["policy", *words]), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
@@ -99,6 +100,29 @@ async def test_what_comes_while_a_batch_is_in_flight_goes_into_the_next_one(bus_
         together = [to.put(0, b"k", b"%d" % n, NO_HEADERS) for n in range(500)]
         assert await asyncio.gather(lone, *together) == list(range(1, 502))
         assert sizes == [1, 500]
+
+
+async def test_the_next_batch_is_on_the_socket_before_those_in_one_are_told(
+    bus_place: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker has something to do while many are told and come again."""
+    async with publisher(bus_place, halves=True) as to:
+        await to.put(0, b"k", b"first of all", NO_HEADERS)
+        written = 0
+        send = AIOKafkaConnection.send
+
+        def noted(connection: AIOKafkaConnection, request: Any, *more: Any, **named: Any) -> Any:
+            nonlocal written
+            written += type(request).__name__.startswith("ProduceRequest")
+            return send(connection, request, *more, **named)
+
+        monkeypatch.setattr(AIOKafkaConnection, "send", noted)
+        seen: list[int] = []
+        several = [to.put(0, b"k", b"%d" % n, NO_HEADERS) for n in range(96)]
+        for future in several:
+            future.add_done_callback(lambda _: seen.append(written))
+        await asyncio.gather(*several)
+        assert seen == [2] * 48 + [3] * 32 + [3] * 16
 
 
 async def test_of_much_that_waits_half_goes_at_once_where_authors_come_again(bus_place: Bus) -> None:

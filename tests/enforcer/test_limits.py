@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.enforcer.conftest import Clock, Shop, make_desk, open_shop
+from tests.enforcer.conftest import Clock, Desk, Shop, make_desk, open_shop
+from tests.enforcer.inside import inside
 from tests.servers import Broker
 
 from banksman import settings
@@ -122,6 +123,33 @@ async def test_approvals_that_are_being_opened_hold_their_place(clock: Clock) ->
     assert approvals.find(("c",), clock.now) is not None
     clock.now += 11
     assert approvals.find(("c",), clock.now) is None
+
+
+async def test_who_was_slow_is_timed_for_a_while_and_pays_for_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the short way, where nobody reads the thread's own clock for an agent that is never slow."""
+    monkeypatch.setattr("banksman.enforcer.limits.WATCHED", 3)
+    monkeypatch.setattr("banksman.enforcer.short_way.WATCHED", 3)
+    async with inside(desk) as made:
+        made.prefer = "short"
+        token = desk.agents["buyer"].token
+        account = made.replica.callers.agent({b"authorization": b"Bearer " + token.encode()}).limits
+        account._rate = 0.0  # nothing comes back by itself
+        account._allowance = account._most = 1000.0
+
+        async def cost(**changes: Any) -> float:
+            had = account._allowance
+            assert (await made.decide(token, **changes)).status == 200
+            return had - account._allowance
+
+        slow = {"args": {"to": [f"a{number}@example.org" for number in range(400)]}}  # each is a secret to be replaced
+        assert await cost(**slow) == 1
+        assert account.watched == 3
+        assert await cost(**slow) > 5
+        while account.watched:
+            left = account.watched
+            assert await cost() <= 2
+            assert account.watched == left - 1 or account.watched == 3  # the machine may be busy with others
+        assert made.ways == ["short"] * len(made.ways)
 
 
 # ── through a real process ──

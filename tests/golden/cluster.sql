@@ -295,3 +295,38 @@ FROM
     LIMIT 1 BY id, body_hash
 )
 GROUP BY fingerprint;
+
+ALTER TABLE `banksman`.events_local ON CLUSTER `audit` ADD COLUMN IF NOT EXISTS subject String COMMENT 'TYPE:ID; empty: the agent itself' AFTER owner;
+
+ALTER TABLE `banksman`.events ON CLUSTER `audit` ADD COLUMN IF NOT EXISTS subject String COMMENT 'TYPE:ID; empty: the agent itself' AFTER owner;
+
+CREATE OR REPLACE VIEW `banksman`.decisions ON CLUSTER `audit` AS
+SELECT *
+FROM `banksman`.events
+WHERE received >= {since:DateTime64(3)} AND kind = 'decision' AND verified
+    AND (agent, id) GLOBAL NOT IN
+    (
+        SELECT agent, parent FROM `banksman`.events
+        WHERE received >= {since:DateTime64(3)} AND kind = 'decision.void' AND verified
+    )
+ORDER BY received, topic, partition, offset
+LIMIT 1 BY agent, id, body_hash;
+
+CREATE OR REPLACE VIEW `banksman`.approvals ON CLUSTER `audit` AS
+SELECT
+    approval,
+    any(project) AS project,
+    agent,
+    any(session) AS session,
+    minIf(received, kind = 'approval.requested') AS requested,
+    anyIf(service, kind = 'approval.requested') AS service,
+    anyIf(action, kind = 'approval.requested') AS action,
+    anyIf(resource, kind = 'approval.requested') AS resource,
+    anyIf(branch, kind = 'approval.requested') AS branch,
+    anyIf(subject, kind = 'approval.requested') AS subject,
+    anyIf(rule, kind = 'approval.requested') AS rule,
+    argMaxIf(kind, received, kind != 'decision') AS state,
+    anyIf(approver, approver != '') AS approver
+FROM `banksman`.events
+WHERE received >= {since:DateTime64(3)} AND topic = 'decisions' AND approval != '' AND verified
+GROUP BY agent, approval;

@@ -26,6 +26,10 @@ CONDITIONS: list[dict[str, Any]] = [
     {"branch": {"glob": "feature/*"}},
     {"not": {"any": [{"args.n": 3}, {"all": [{"args.s": "x"}, {"args.b": True}]}]}}, {"args.p": {"glob": "src/**"}},
 ]  # fmt: skip
+EXPRS = [
+    "args.n < 3", "args.n * 2 < 10", "args.s in ['x', 'y']", "args.s != 'x'", "args.l.exists(one, one == 'a')",
+    "args.n + args.m < 6 || args.s == 'x'", "resource.startsWith('acme/')", "!(args.n < 3)", "args.l.all(one, one in ['a'])",
+]  # fmt: skip
 ARGS: dict[str, st.SearchStrategy[Any]] = {
     "n": st.sampled_from([1, 3, 4, 9, 2.5, "3", True, None]), "m": st.sampled_from([2, 5, "x"]),
     "s": st.sampled_from(["x", "y", "z", 1, ["x"]]), "l": st.sampled_from([["a"], ["b"], [], "a"]),
@@ -37,7 +41,7 @@ asked = st.lists(st.tuples(operations(), arguments), min_size=1, max_size=12)
 
 @st.composite
 def conditional(draw: st.DrawFn) -> dict[str, Any]:
-    """A policy, half of whose rules have a condition."""
+    """A policy, half of whose rules have a condition, and some an expression beside it or alone."""
     document: dict[str, Any] = json.loads(json.dumps(draw(policies())))
     document.pop("mode", None)
     for part in [document.get("guardrails", {}), *document["agents"].values()]:
@@ -45,6 +49,8 @@ def conditional(draw: st.DrawFn) -> dict[str, Any]:
             for rule in part.get(effect, []):
                 if draw(st.booleans()):
                     rule["when"] = draw(st.sampled_from(CONDITIONS))
+                if draw(st.integers(0, 3)) == 0:
+                    rule["expr"] = draw(st.sampled_from(EXPRS))
     return document
 
 

@@ -53,6 +53,10 @@ def test_few_are_listed_and_actions_with_the_same_places_share_a_rule() -> None:
         ([f"src/{m}/f{n}.py" for m in range(9) for n in range(ENOUGH)], ["src/**"]),
         ([f"t{n}/x" for n in range(20)], sorted(f"t{n}/x" for n in range(20))),
         (["a[1].txt"], ["a?1?.txt"]),
+        ([f"data/2026/11/{n}" for n in range(20)], ["data/2026/11/*"]),  # one month: nobody has seen another one
+        ([f"data/2026/{m}/{n}" for m in (11, 12) for n in range(6)], ["data/*/*/*"]),
+        ([f"data/2026-11-{day:02}/r.csv" for day in range(1, 20)], ["data/*/*"]),
+        ([f"{n}?/2026/{m}/{n}?" for n in "ab" for m in range(10, 16)], ["a?/*/*/*", "b?/*/*/*"]),
     ],
 )
 def test_generalised(values: list[str], patterns: list[str]) -> None:

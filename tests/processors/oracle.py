@@ -17,7 +17,7 @@ FIELDS = [
     "project", "agent", "session", "source", "seq", "call", "parent", "service", "action", "resource", "branch",
     "args_hash", "status", "error", "result_hash", "outcome_hash", "result_size", "duration_ms", "model",
     "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "decision", "tier", "rule", "policy",
-    "policy_version", "reason", "approval", "approver", "shadow", "latency_us", "owner", "detector", "severity",
+    "policy_version", "reason", "approval", "approver", "shadow", "latency_us", "owner", "subject", "detector", "severity",
     "title", "fingerprint",
 ]  # fmt: skip
 PRICES = load_prices()

@@ -22,7 +22,7 @@ def test_it_is_told_as_not_enforced_and_once_an_hour() -> None:
     to = Feed(shadow.DETECTOR, through=True)
     [first] = decided(to)
     assert first.title == "p/a: git:push(acme/web) was allowed, and would have been denied (shadow mode)"
-    assert (first.severity, first.evidence["not_enforced"], first.count) == ("info", True, 1)
+    assert (first.severity, first.evidence["not_enforced"], first.count) == ("warn", True, 1)
     assert [decided(to) for _ in range(5)] == [[]] * 5
     to.ms += shadow.QUIET_MS
     [again] = decided(to)
@@ -34,6 +34,7 @@ def test_each_operation_and_each_answer_is_its_own() -> None:
     to = Feed(shadow.DETECTOR)
     assert len(decided(to) + decided(to, action="pull") + decided(to, would="approve")) == 3
     assert "waited for a human" in to.said[-1].title
+    assert to.said[-1].severity == "info"
 
 
 def test_what_was_enforced_or_would_be_looser_is_not_told() -> None:

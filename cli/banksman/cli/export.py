@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OF_HEADER = ("project", "agent", "session", "owner", "replay")
 COLUMNS = (
     "n", "time", "received", "kind", "id", "call", "parent", "source", "seq",
-    "service", "action", "resource", "branch", "args", "text",
+    "service", "action", "resource", "branch", "subject", "args", "text",
     "decision", "tier", "rule", "policy_version", "reason", "asked", "shadow", "latency_us",
     "approval", "approver", "expires_at",
     "status", "error", "result", "result_size", "duration_ms",

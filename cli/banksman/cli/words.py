@@ -16,9 +16,10 @@ _PLAIN_REASONS = ("", "allowed", "approved", "approval_required", "never", "guar
 
 
 def operation(of: Mapping[str, Any]) -> str:
-    """`git push acme/billing main`: what there is of service, action, resource and branch."""
+    """`git push acme/billing main`: what there is of service, action, resource and branch; and whom it is about, first."""
     named = (of.get(name) for name in ("service", "action", "resource", "branch"))
-    return " ".join(show.short(part) for part in named if part)
+    whole = " ".join(show.short(part) for part in named if part)
+    return f"for {show.short(of['subject'])}: {whole}" if of.get("subject") else whole
 
 
 def what(step: Mapping[str, Any]) -> str:

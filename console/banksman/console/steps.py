@@ -19,14 +19,14 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = """
     toString(id) AS id_, kind, toUnixTimestamp64Micro(time) AS time_us, toUnixTimestamp64Milli(received) AS received_ms,
     project, agent, session, source, seq, toString(call) AS call_, toString(parent) AS parent_, service, action, resource,
-    branch, status, error, result_size, duration_ms, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,
-    priced, cost_usd, decision, tier, rule, policy_version, reason, approval, approver, shadow, latency_us, owner, verified,
-    author, replay, late, topic, partition, offset, body_hash"""
+    branch, subject, status, error, result_size, duration_ms, model, input_tokens, output_tokens, cache_read_tokens,
+    cache_write_tokens, priced, cost_usd, decision, tier, rule, policy_version, reason, approval, approver, shadow, latency_us,
+    owner, verified, author, replay, late, topic, partition, offset, body_hash"""
 """What `step` needs of a row of `events`, besides `raw`."""
 
 _TEXTS = (
     "source", "service", "action", "resource", "branch", "decision", "rule", "policy_version", "reason", "shadow",
-    "approval", "approver", "status", "error", "model", "priced", "author", "late",
+    "approval", "approver", "subject", "status", "error", "model", "priced", "author", "late",
 )  # fmt: skip
 _NUMBERS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 _FROM_RAW = ("args", "asked", "expires_at", "result")

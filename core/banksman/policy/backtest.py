@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.policy.compile import CompiledPolicy
-from banksman.policy.conditions import attributes_of, comparisons
+from banksman.policy.conditions import attributes_of
 from banksman.policy.holds import NONE, Facts
 from banksman.policy.subjects import attributes, read
 
@@ -99,8 +99,7 @@ class Report:
 
 def needs(policy: Policy) -> Needs:
     """What has to be known of each recorded decision to put a policy to the test."""
-    said = (one for rule in policy.every_rule() for one in comparisons(rule.when))
-    looked_at = {name.partition(".")[0] for one in said for name in attributes_of(one)}
+    looked_at = {name.partition(".")[0] for rule in policy.every_rule() for name in attributes_of(rule.when)}
     return Needs(
         "args" in looked_at,
         "time" in looked_at,

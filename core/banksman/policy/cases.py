@@ -9,9 +9,11 @@
       - name: the invoice agent
         expect:
           claude-invoice-01: {push a feature: allow}
-          claude-other: {}
+          somebody-else: {}
 
 Every agent that a test names is asked about every operation (or those that the test lists); what is not listed must be denied.
+A name that the policy does not know would pass so by its typing error. It is refused, but for `somebody-else`, and who stands
+under `strangers`: they must be unknown to it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from banksman.canonical import canonical
 from banksman.errors import InvalidInput, InvalidPolicy
 from banksman.policy.compile import Bundle, CompiledPolicy
-from banksman.policy.conditions import comparisons, moment
+from banksman.policy.conditions import attributes_of, moment
+from banksman.policy.diff import SOMEBODY_ELSE
 from banksman.policy.document import read, spell
 from banksman.policy.explain import explain
 from banksman.policy.holds import Facts
@@ -81,6 +84,7 @@ class TestFile(_Part):
 
     policy: str | None = None
     at: str | None = None
+    strangers: Annotated[list[str], Field(min_length=1)] = []
     operations: Annotated[dict[str, OperationPart], Field(min_length=1)]
     tests: Annotated[list[TestPart], Field(min_length=1)]
 
@@ -105,6 +109,27 @@ class Result(NamedTuple):
     why: str
 
 
+@dataclass(frozen=True)
+class Suite:
+    """A test file whose cases can be asked, one by one and in any order."""
+
+    file: Path
+    policy: Policy
+    cases: tuple[Case, ...]
+    bundle: Bundle
+
+    def ask(self, case: Case) -> Result:
+        """Ask the policy."""
+        facts = Facts(case.asked.args, case.at)
+        asked = case.asked.service, case.asked.action, case.asked.resource, case.asked.branch
+        verdict = self.bundle.decide(self.policy.project, case.agent, *asked, facts)
+        why = _different(case.expected, verdict)
+        if why:
+            told = explain(self.bundle, self.policy.project, case.agent, *asked, facts)
+            why += f": {told.because}" + (f"; it would take {told.mend}" if told.mend else "")
+        return Result(case, verdict, why)
+
+
 @dataclass
 class Ran:
     """A file's results, and which rules of its policy decided how many cases."""
@@ -125,8 +150,26 @@ class Ran:
         return [rule for rule in self.policy.every_rule() if not self.decided[rule.id]]
 
 
+def sentence(file: Path | str, result: Result) -> str:
+    """What is told of a case that is not as expected."""
+    case = result.case
+    return f"{file}:{case.line}: {case.test}: {case.agent}, {case.operation}: {result.why}"
+
+
 def run(file: Path) -> Ran:
     """Ask the policy everything that a test file lists. InvalidPolicy: the test file, or its policy, is wrong."""
+    asking = suite(file)
+    ran = Ran(file, asking.policy)
+    for case in asking.cases:
+        result = asking.ask(case)
+        ran.results.append(result)
+        if result.verdict.ruling.rule is not None:
+            ran.decided[result.verdict.ruling.rule] += 1
+    return ran
+
+
+def suite(file: Path) -> Suite:
+    """A test file and its policy. InvalidPolicy: one of them is wrong."""
     written, lines = _read(file)
     of = file.with_name(written.policy or file.name.removesuffix(SUFFIX) + ".yaml")
     try:
@@ -134,19 +177,8 @@ def run(file: Path) -> Ran:
     except OSError as error:
         why = f"the policy {of.name} cannot be read: {error.strerror}"
         raise InvalidPolicy(why, file=str(file), line=lines.get(("policy",), 1), key="policy") from None
-    ran, bundle = Ran(file, policy), Bundle({policy.project: CompiledPolicy(policy)})
-    for case in _cases(written, lines, file, policy):
-        facts = Facts(case.asked.args, case.at)
-        asked = case.asked.service, case.asked.action, case.asked.resource, case.asked.branch
-        verdict = bundle.decide(policy.project, case.agent, *asked, facts)
-        why = _different(case.expected, verdict)
-        if why:
-            told = explain(bundle, policy.project, case.agent, *asked, facts)
-            why += f": {told.because}" + (f"; it would take {told.mend}" if told.mend else "")
-        ran.results.append(Result(case, verdict, why))
-        if verdict.ruling.rule is not None:
-            ran.decided[verdict.ruling.rule] += 1
-    return ran
+    cases = tuple(_cases(written, lines, file, policy))
+    return Suite(file, policy, cases, Bundle({policy.project: CompiledPolicy(policy)}))
 
 
 def _read(file: Path) -> tuple[TestFile, dict[Any, int]]:
@@ -164,7 +196,7 @@ def _read(file: Path) -> tuple[TestFile, dict[Any, int]]:
 
 
 def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy) -> Iterator[Case]:
-    by_time = any(said.attribute == "time" for rule in policy.every_rule() for said in comparisons(rule.when))
+    by_time = any("time" in attributes_of(rule.when) for rule in policy.every_rule())
 
     def wrong(message: str, *path: str | int) -> InvalidPolicy:
         known = path
@@ -177,6 +209,9 @@ def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy)
             canonical(operation.args)
         except InvalidInput as error:
             raise wrong(error.message, "operations", name, "args") from None
+    for place, name in enumerate(written.strangers):
+        if policy.of(name) is not None:
+            raise wrong(f"{name!r} is known to the policy, and no stranger to it", "strangers", place)
     for number, test in enumerate(written.tests):
         where = "tests", number
         told = test.at or written.at
@@ -191,6 +226,12 @@ def _cases(written: TestFile, lines: dict[Any, int], file: Path, policy: Policy)
                     f"{name!r} is no operation of this file{nearest(name, written.operations)}", *where, "operations"
                 )
         for agent, listed in test.expect.items():
+            if policy.of(agent) is None and agent not in {SOMEBODY_ELSE, *written.strangers}:
+                raise wrong(
+                    f"{agent!r} is no agent of the policy{nearest(agent, policy.agents)} (who shall be unknown to it is "
+                    f"called {SOMEBODY_ELSE}, or stands under `strangers`)",
+                    *where, "expect", agent,
+                )  # fmt: skip
             for name in listed:
                 if name not in names:
                     raise wrong(

@@ -17,9 +17,9 @@ import msgspec
 from msgspec.json import encode
 
 from banksman.policy.catalogue import surely_reads
-from banksman.policy.conditions import comparisons
+from banksman.policy.conditions import apart, comparisons
 from banksman.policy.globs import Custom, Matcher, compile_patterns
-from banksman.policy.holds import NONE, Asked, Facts, Holds, Truth, compile_condition
+from banksman.policy.holds import NONE, Asked, Facts, Holds, compile_condition
 from banksman.policy.match import NO_POLICY, judge, refuse
 from banksman.policy.normal import (
     FOLDS_ACTIONS,
@@ -74,7 +74,7 @@ class _Bucket(msgspec.Struct, gc=False):
 class CompiledPolicy:
     """One project's policy, ready to answer. What it says never changes; what it has worked out is kept."""
 
-    __slots__ = ("_agents", "_buckets", "_kept", "_moments", "policy")
+    __slots__ = ("_agents", "_buckets", "_by_expr", "_kept", "_moments", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -82,6 +82,7 @@ class CompiledPolicy:
         self._kept: dict[str, int] = {}
         self._agents: dict[str, AgentPolicy | None] = {}
         self._moments: tuple[Holds, ...] | None = None
+        self._by_expr = False
 
     def agent(self, name: str) -> AgentPolicy | None:
         """All that the policy says about an agent, worked out once."""
@@ -97,12 +98,19 @@ class CompiledPolicy:
         """Whether what the policy says about an agent is only noted."""
         return self.policy.shadows(self.agent(name))
 
-    def moment(self, at: float) -> tuple[Truth, ...]:
-        """Another value whenever a condition about the time begins or ends to hold."""
+    def moment(self, at: float) -> tuple[object, ...]:
+        """Another value whenever a condition about the time begins or ends to hold; always another one where an `expr` looks at
+        the time, since nobody can say when that changes.
+        """
         if self._moments is None:
+            self._by_expr = any(
+                "time" in expr.attributes for rule in self.policy.every_rule() if (expr := apart(rule.when)[1])
+            )
             said_by = (said for rule in self.policy.every_rule() for said in comparisons(rule.when))
             told = {encode(said): said for said in said_by if said.attribute == "time"}
             self._moments = tuple(compile_condition(said, "", self.policy.schedules) for said in told.values())
+        if self._by_expr:
+            return (at,)
         if not self._moments:
             return ()
         asked = Asked("", "", None, None, "", Facts(at=at))

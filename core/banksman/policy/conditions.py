@@ -4,8 +4,8 @@
     when: {any: [{args.draft: true}, {not: {branch: {glob: "release/*"}}}]}
     when: {resource.owner: {is: {attr: subject.email}}}
 
-Everything in a mapping must hold. What is written in several ways becomes one form here, which is what is hashed, compared and
-worked out (`banksman.policy.holds`).
+Everything in a mapping must hold, and what stands beside it under `expr:` (`banksman.policy.expr`). What is written in several
+ways becomes one form here, which is what is hashed, compared and worked out (`banksman.policy.holds`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,16 @@ class Not(msgspec.Struct, frozen=True, gc=False, tag="not"):
     part: Condition
 
 
-Condition = Comparison | All | Some | Not
+class Expr(msgspec.Struct, frozen=True, gc=False, tag="expr"):
+    """What a rule's `expr` says, as it is written, and the attributes that it looks at. It may hold, or not, or nobody can say;
+    what more there is to it `banksman.policy.expr` knows, and nothing that goes by the text of conditions.
+    """
+
+    text: str
+    attributes: tuple[str, ...]
+
+
+Condition = Comparison | All | Some | Not | Expr
 
 
 class ConditionError(ValueError):
@@ -112,10 +121,27 @@ def plain(condition: Condition) -> dict[str, Any]:
             return {"any": [plain(part) for part in parts]}
         case Not(part):
             return {"not": plain(part)}
+        case Expr(text):
+            return {"expr": text}
+
+
+def both(one: Condition | None, other: Condition | None) -> Condition | None:
+    """That both hold."""
+    parts = [part for part in (one, other) if part is not None]
+    return _all(parts) if parts else None
+
+
+def apart(condition: Condition | None) -> tuple[Condition | None, Expr | None]:
+    """(what stands under `when`, what under `expr`) of a rule's condition."""
+    if isinstance(condition, Expr):
+        return None, condition
+    parts = condition.parts if isinstance(condition, All) else ()
+    expr = next((part for part in parts if isinstance(part, Expr)), None)
+    return (condition, None) if expr is None else (_all([part for part in parts if part is not expr]), expr)
 
 
 def comparisons(condition: Condition | None) -> Iterator[Comparison]:
-    """Every comparison in it."""
+    """Every comparison in it. Nobody looks into an `expr` for any."""
     match condition:
         case Comparison():
             yield condition
@@ -134,9 +160,20 @@ def one_number(value: float) -> int | float:
     return whole
 
 
-def attributes_of(one: Comparison) -> tuple[str, ...]:
-    """The attributes that a comparison looks at."""
-    return (one.attribute, one.operand.name) if isinstance(one.operand, Attr) else (one.attribute,)
+def attributes_of(condition: Condition | None) -> Iterator[str]:
+    """The attributes that a condition looks at; one may come again."""
+    match condition:
+        case Comparison(attribute, _, operand):
+            yield attribute
+            if isinstance(operand, Attr):
+                yield operand.name
+        case All(parts) | Some(parts):
+            for part in parts:
+                yield from attributes_of(part)
+        case Not(part):
+            yield from attributes_of(part)
+        case Expr(_, attributes):
+            yield from attributes
 
 
 def moment(text: Any) -> float | None:

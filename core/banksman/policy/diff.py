@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from banksman.policy.conditions import All, Comparison, Condition, Not, Some, plain
+from banksman.policy.conditions import All, Comparison, Condition, Not, Some, apart, plain
 from banksman.policy.match import judge, refuse
 from banksman.policy.reach import Cell, agents, cells, implies, services
 from banksman.policy.regions import TooMany
@@ -93,7 +93,9 @@ def diff(old: Policy, new: Policy) -> Iterator[Change]:
 
 
 def settings(old: Policy, new: Policy) -> Iterator[Setting]:
-    """What else is another: modes, owners, budgets, what an alert does, where it goes."""
+    """What else is another: modes, owners, budgets, what an alert does, where it goes; and the text of an `expr`, of which
+    nobody can say which answers it changes.
+    """
     for what in ("shadow", "owner", "channel", "schedules", "subjects", "claims"):
         yield from _changed("the project", what, getattr(old, what), getattr(new, what))
     for agent in agents(old, new):
@@ -103,6 +105,26 @@ def settings(old: Policy, new: Policy) -> Iterator[Setting]:
         if before is not None and after is not None:
             for what in ("owner", "budget", "on_loop", "on_anomaly", "mode"):
                 yield from _changed(agent, what, getattr(before, what), getattr(after, what))
+    yield from _expressions(old, new)
+
+
+def _expressions(old: Policy, new: Policy) -> Iterator[Setting]:
+    """Of the rules that differ in their `expr` alone. By what else they say, since another rule above moves their ids."""
+    before: dict[Rule, list[str]] = {}
+    for rule in old.every_rule():
+        without, said = _without_expr(rule)
+        before.setdefault(without, []).append(said)
+    for rule in new.every_rule():
+        without, said = _without_expr(rule)
+        was = before.get(without, [])
+        if was and said not in was:
+            yield Setting(rule.id, "expr (answers may differ)", was[0] or "none", said or "none")
+
+
+def _without_expr(rule: Rule) -> tuple[Rule, str]:
+    when, expr = apart(rule.when)
+    owner = rule.id.rpartition("/")[0]
+    return msgspec.structs.replace(rule, id=owner, when=when), "" if expr is None else expr.text
 
 
 SOMEBODY_ELSE, OTHER_SERVICE = "somebody-else", "any-other-service"

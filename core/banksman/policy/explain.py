@@ -14,9 +14,9 @@ import msgspec
 
 from banksman.policy.catalogue import surely_reads
 from banksman.policy.compile import names_action
-from banksman.policy.conditions import All, Condition, Some, attributes_of, comparisons, plain
+from banksman.policy.conditions import All, Condition, Expr, Some, attributes_of, plain
 from banksman.policy.globs import Custom, compile_patterns
-from banksman.policy.holds import NONE, Asked, Facts, compile_condition, value_of
+from banksman.policy.holds import NONE, Asked, Facts, compile_condition, told_of, value_of
 from banksman.policy.normal import bad_branch, bad_resource, bad_text, fold_action
 from banksman.policy.rules import EVERY_SERVICE, FREEZE
 from banksman.policy.verdict import MEANING, Reason, Verdict
@@ -35,7 +35,8 @@ _ORDER: tuple[Predicate, ...] = ("service", "action", "resource", "branch", "con
 class LookedAt(msgspec.Struct, frozen=True):
     """One rule. `failed`: the first predicate that did not fit, None when the rule matched; `wanted`: the rule's
     patterns there, or what its condition says and what there is instead. `left_out`: the operation did not name it, which a
-    `never` or `require_approval` rule minds. `unsure`: it matches because whether its condition holds cannot be worked out.
+    `never` or `require_approval` rule minds. `unsure`: it matches because whether its condition holds cannot be worked out;
+    `wanted` is then what of it cannot.
     """
 
     rule: str
@@ -112,7 +113,8 @@ def _look(rule: Rule, asked: Asked, schedules: Mapping[str, Schedule]) -> Looked
         return LookedAt(rule.id, rule.effect, None, shadow=rule.shadow)
     truth = compile_condition(rule.when, asked.service, schedules)(asked)
     if truth or (truth is None and rule.effect != "allow"):
-        return LookedAt(rule.id, rule.effect, None, unsure=truth is None, shadow=rule.shadow)
+        unsure = tuple(unmet(rule.when, asked, schedules)) if truth is None else ()
+        return LookedAt(rule.id, rule.effect, None, unsure, unsure=truth is None, shadow=rule.shadow)
     return failed("condition", tuple(unmet(rule.when, asked, schedules)))
 
 
@@ -132,12 +134,15 @@ def unmet(condition: Condition, asked: Asked, schedules: Mapping[str, Schedule])
 
 def _sentence(condition: Condition, asked: Asked) -> str:
     there = []
-    for name in dict.fromkeys(name for one in comparisons(condition) for name in attributes_of(one)):
+    for name in dict.fromkeys(attributes_of(condition)):
         value = value_of(name, asked)
         if name == "time":
             value = datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
         there.append(f"{name} is {'not there' if value is None else json.dumps(value, ensure_ascii=False)}")
     wanted = json.dumps(plain(condition), ensure_ascii=False)
+    if isinstance(condition, Expr):
+        told = told_of(condition, asked)
+        wanted += ", which is false" if told.truth is False else f", which cannot be worked out ({told.why})"
     return f"{wanted}, and {', '.join(there)}"
 
 

@@ -14,7 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from banksman.policy.conditions import MAX_VALUES, WHOLE, All, Attr, Comparison, Condition, Not, Some, custom_of, moment
+from banksman.policy import cel
+from banksman.policy.conditions import (
+    MAX_VALUES,
+    WHOLE,
+    All,
+    Attr,
+    Comparison,
+    Condition,
+    Expr,
+    Not,
+    Some,
+    custom_of,
+    moment,
+)
 from banksman.policy.globs import compile_patterns
 from banksman.policy.normal import MAX_RESOURCE, bad_resource, fold_action
 from banksman.policy.schedules import Schedule, holds
@@ -57,7 +70,7 @@ Get = Callable[[Asked], Any]
 
 
 def compile_condition(condition: Condition, service: str, schedules: Mapping[str, Schedule]) -> Holds:
-    """-> what says whether it holds. KeyError: a schedule that there is not."""
+    """-> what says whether it holds. KeyError: a schedule that there is not. ConditionError: an `expr`, and no evaluator."""
     match condition:
         case All(parts):
             return partial(_all, tuple(compile_condition(part, service, schedules) for part in parts))
@@ -67,6 +80,15 @@ def compile_condition(condition: Condition, service: str, schedules: Mapping[str
             return partial(_not, compile_condition(part, service, schedules))
         case Comparison():
             return _comparison(condition, service, schedules)
+        case Expr(text):
+            program = cel.compiled(text)
+            return partial(_expression, program, _given(program))
+
+
+def told_of(said: Expr, asked: Asked) -> cel.Told:
+    """Whether an expression holds and, where nobody can say, why; for people."""
+    program = cel.compiled(said.text)
+    return program.ask(_values(_given(program), asked))
 
 
 def value_of(attribute: str, asked: Asked) -> Any:
@@ -100,6 +122,33 @@ def _some(parts: tuple[Holds, ...], asked: Asked) -> Truth:
 def _not(part: Holds, asked: Asked) -> Truth:
     truth = part(asked)
     return None if truth is None else not truth
+
+
+# ── an expression ──
+
+_Given = tuple[tuple[str, str, Get, bool], ...]
+"""Of each variable of an expression: its name, its attribute, what gets it, and whether only that there is one is asked."""
+
+
+def _given(program: cel.Program) -> _Given:
+    return tuple((one.name, one.attribute, _get(one.attribute), one.exists) for one in program.strict.variables)
+
+
+def _values(given: _Given, asked: Asked) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, attribute, get, exists in given:
+        value = get(asked)
+        if value is UNKNOWN:
+            continue
+        if exists:
+            found[name] = value is not None
+        elif value is not None:
+            found[name] = cel.moment_of(value) if attribute == "time" else value
+    return found
+
+
+def _expression(program: cel.Program, given: _Given, asked: Asked) -> Truth:
+    return program.ask(_values(given, asked)).truth
 
 
 # ── one comparison ──
@@ -237,6 +286,8 @@ def _get(attribute: str) -> Get:
     if attribute in WHOLE:
         return operator.attrgetter(attribute)
     root, _, rest = attribute.partition(".")
+    if attribute == "args":  # all of them, which expressions may ask for
+        return _all_args
     if root == "args":
         return partial(_within_args, tuple(rest.split(".")))
     if root == "subject":
@@ -246,6 +297,10 @@ def _get(attribute: str) -> Get:
 
 def _time(asked: Asked) -> float:
     return time.time() if asked.facts.at is None else asked.facts.at
+
+
+def _all_args(asked: Asked) -> Any:
+    return asked.facts.args
 
 
 def _within_args(steps: tuple[str, ...], asked: Asked) -> Any:

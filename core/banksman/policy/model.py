@@ -19,7 +19,10 @@ from pydantic import (
 )
 
 from banksman.events import is_name
-from banksman.policy.conditions import Condition, ConditionError, bad_attribute, one_number, parse, plain
+from banksman.policy import cel
+from banksman.policy.conditions import Condition, ConditionError, Expr, bad_attribute, both, one_number, parse, plain
+from banksman.policy.expr import strict
+from banksman.policy.expr_text import MAX_EXPR
 from banksman.policy.globs import Custom, bad_pattern, has_wildcard
 from banksman.policy.nearest import nearest
 from banksman.policy.normal import MAX_ACTION, MAX_BRANCH, MAX_RESOURCE, MAX_SERVICE, bad_text
@@ -122,6 +125,11 @@ def _condition(value: object) -> object:
     return value
 
 
+def _expression(value: str) -> str:
+    cel.compiled(value.strip())
+    return value.strip()
+
+
 def _seconds(value: object) -> object:
     found = _DURATION(value) if isinstance(value, str) else None
     if found is None or int(found[1]) * _SECONDS[found[2]] > _LONGEST:
@@ -193,6 +201,14 @@ Claim = Annotated[str, AfterValidator(_claim)]
 When = Annotated[
     Any, BeforeValidator(_condition), PlainSerializer(_in_one_form), WithJsonSchema({"$comment": CONDITION})
 ]
+Expression = Annotated[
+    str,
+    Field(
+        max_length=MAX_EXPR,
+        description="A condition in CEL: args.amount * 2 < 500. Needs the extra `cel`.",
+    ),
+    AfterValidator(_expression),
+]
 
 _PATTERNS = (Field(min_length=1, max_length=MAX_PATTERNS), AfterValidator(_as_set))
 Actions = Annotated[list[Annotated[str, Field(max_length=MAX_ACTION)]], *_PATTERNS]
@@ -220,12 +236,14 @@ class NeverRule(_Part):
     resources: Resources | None = None
     branches: Branches | None = None
     when: When = None
+    expr: Expression | None = None
     mode: Mode = "enforce"
 
     @property
     def condition(self) -> Condition | None:
-        """What `when` says."""
-        return None if self.when is None else parse(self.when, self.service)
+        """What `when` and `expr` say."""
+        when = None if self.when is None else parse(self.when, self.service)
+        return both(when, None if self.expr is None else Expr(self.expr, strict(self.expr).attributes))
 
     @model_validator(mode="after")
     def _patterns_are_right(self) -> NeverRule:

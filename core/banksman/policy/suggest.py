@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.policy.catalogue import SERVICES, is_read_only
 from banksman.policy.compile import names_action
-from banksman.policy.conditions import plain
+from banksman.policy.conditions import apart, plain
 from banksman.policy.globs import MAX_WILDCARDS, Custom, compile_patterns
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ ENOUGH = 5
 _WILD = re.compile(r"[\[\]{}!*?]")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./@*?-]*").fullmatch
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
+_DATE = re.compile(r"(?<=/)(?:19|20)\d\d(?:[-_/]?\d\d){0,2}(?=/)")
 _STEM = re.compile(r"[A-Za-z]{2,}[_-]").match
 
 
@@ -122,7 +123,9 @@ def _held(rule: Rule | None) -> dict[str, Any]:
     """What of a rule goes over to whatever is made of it."""
     if rule is None:
         return {}
-    said: dict[str, Any] = {"when": plain(rule.when)} if rule.when is not None else {}
+    when, expr = apart(rule.when)
+    said: dict[str, Any] = {"when": plain(when)} if when is not None else {}
+    said |= {"expr": expr.text} if expr is not None else {}
     if rule.approvers is not None:
         asked = {"any": list(rule.approvers.any)} if rule.approvers.any else {}
         said["approvers"] = asked | {"min": rule.approvers.min, "expires": f"{rule.approvers.expires}s"}
@@ -130,16 +133,29 @@ def _held(rule: Rule | None) -> dict[str, Any]:
 
 
 def generalised(values: Iterable[str]) -> tuple[str, ...]:
-    """Patterns for values: themselves where they are few; else one pattern for many under the same parent."""
+    """Patterns for values: themselves where they are few; else one pattern for many under the same parent, whatever the date
+    is where that is a part of it.
+    """
     distinct = set(values)
     if len(distinct) <= LISTED:
         return tuple(sorted(set(map(_literal, distinct))))
     by_parent: dict[str, set[str]] = defaultdict(set)
     for value in distinct:
         by_parent[_parent(value)].add(value)
+    of_any_day: dict[str, set[str]] = defaultdict(set)
+    for parent in by_parent:
+        of_any_day[_undated(parent)].add(parent)
     patterns: set[str] = set()
-    for parent, several in by_parent.items():
-        patterns |= {f"{_literal(parent)}*"} if parent and len(several) >= ENOUGH else set(map(_literal, several))
+    for undated, parents in of_any_day.items():
+        several = set[str]().union(*(by_parent[parent] for parent in parents))
+        if not undated or len(several) < ENOUGH:
+            patterns |= set(map(_literal, several))
+        elif len(parents) > 1 and len(_WILD.findall(undated)) < MAX_WILDCARDS:  # several dates: there will be others
+            patterns.add(f"{undated}*")
+        else:
+            for parent in parents:
+                few = len(by_parent[parent]) < ENOUGH
+                patterns |= set(map(_literal, by_parent[parent])) if few else {f"{_literal(parent)}*"}
     if len(patterns) > LISTED:
         patterns = _lifted(patterns)
     return tuple(sorted(patterns))
@@ -164,6 +180,15 @@ def _parent(value: str) -> str:
         return f"{head}/" if _is_below_a_host(value, head) else ""
     stem = _STEM(value)
     return stem[0] if stem else ""
+
+
+def _undated(parent: str) -> str:
+    """A pattern for it: `*` for each segment that is of a date."""
+    date = _DATE.search(parent)
+    if date is None:
+        return _literal(parent)
+    stars = "/".join("*" for _ in date[0].split("/"))
+    return f"{_literal(parent[: date.start()])}{stars}{_literal(parent[date.end() :])}"
 
 
 def _is_below_a_host(value: str, head: str) -> bool:
@@ -233,7 +258,7 @@ def _place(several: Sequence[Recorded]) -> dict[str, Any]:
 
 _KEPT = ("owner", "freeze", "guardrails", "subjects", "claims", "notify")
 """Of the policy in force, what holds for every agent."""
-_ORDER = ("service", "actions", "resources", "branches", "when", "approvers")
+_ORDER = ("service", "actions", "resources", "branches", "when", "expr", "approvers")
 
 
 def _text(
@@ -253,9 +278,10 @@ def _text(
         of_it = [grant for grant in grants if grant.effect == effect]
         lines += [f"    {effect}:"] if of_it else []
         for grant in sorted(of_it, key=lambda one: (one.rule["service"], one.rule["actions"])):
-            operations = "one operation" if grant.operations == 1 else f"{grant.operations} operations"
+            times = "once" if grant.times == 1 else f"{grant.times:,} times"
+            operations = "one operation" if grant.operations == 1 else f"{grant.operations:,} operations"
             days = "one day" if grant.days == 1 else f"{grant.days} days"
-            lines.append(f"      # {grant.times:,} times, {operations}, on {days}: confidence {grant.confidence}")
+            lines.append(f"      # {times}, {operations}, on {days}: confidence {grant.confidence}")
             lines += _rule(grant.rule)
     lines += ["    never:"] if never else []
     for rule in never:

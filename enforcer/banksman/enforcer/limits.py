@@ -22,6 +22,11 @@ SESSION_OPEN_S = 3600.0  # a session that was silent for so long does not count 
 REQUEST_NS = 200_000
 """What one request pays for; each further 200 us of work count as one more. A usual decision takes well below."""
 
+WATCHED = 100
+"""So many of an agent's requests are timed by the thread's own clock after one that seemed slow. To read that clock costs as
+much as to sign a record: of an agent that is never slow nobody does.
+"""
+
 MOST_BYTES = 64 * 1024 * 1024
 """Bytes of events that may be under way in a replica; an agent may have its share of them."""
 
@@ -43,6 +48,7 @@ class AgentLimits:
         "approvals",
         "turn",
         "waiting",
+        "watched",
     )
 
     def __init__(self, settings: Enforcer, now: Callable[[], float]) -> None:
@@ -56,6 +62,8 @@ class AgentLimits:
         self._sessions: OrderedDict[str, float] = OrderedDict()
         self.waiting = 0
         """Requests of this agent that wait for the acknowledgement of what they record."""
+        self.watched = 0
+        """How many of its next requests are timed."""
         self.turn = asyncio.Lock()
         """Held by the batch of events that is being published: one at a time, in the order in which they came."""
         self.approvals = PendingApprovals(settings.agent_approvals)

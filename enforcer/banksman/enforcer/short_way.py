@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from banksman.enforcer.callers import REPLAY_HEADER
 from banksman.enforcer.decide import RETRY_S
 from banksman.enforcer.decision import answer_of, record_of
-from banksman.enforcer.limits import REQUEST_NS
+from banksman.enforcer.limits import REQUEST_NS, WATCHED
 from banksman.enforcer.question import Question, parse
 from banksman.errors import Unavailable
 from banksman.http_problem import Problem, problem
@@ -53,7 +53,7 @@ class ShortWay:
             now = limits.take()
         except Problem:
             return False
-        read, body = time.thread_time_ns(), exchange.body
+        body, read = exchange.body, time.thread_time_ns() if limits.watched else 0
         try:
             question = parse(body, Question)
             limits.session(question.session, now)
@@ -67,8 +67,12 @@ class ShortWay:
                 record = record_of(caller, question, asked or uuid7(), verdict, decider.begin(caller, ruling))
                 took = time.perf_counter_ns() - began
                 record["latency_us"] = took // 1000
-                if took > REQUEST_NS:  # else it cannot have been busy for longer
-                    limits.charge(time.thread_time_ns() - read)
+                if took > REQUEST_NS:  # busy, or only not let run: the next ones are looked at
+                    if read:
+                        limits.charge(time.thread_time_ns() - read)
+                    limits.watched = WATCHED
+                elif read:
+                    limits.watched -= 1
                 waiting = _Waiting(self, exchange, caller, record, ruling, began)
                 decider.records.decision(caller.partition, caller.key, record, waiting)
                 limits.waiting += 1

@@ -108,6 +108,11 @@ def _say(told: Mapping[str, Any]) -> None:
 
 def _wanted(one: Mapping[str, Any]) -> str:
     if one["failed"] is None:
-        return "(whether its condition holds cannot be worked out)" if one.get("unsure") else ""
+        why = ", ".join(one["wanted"])
+        return (
+            f"(whether its condition holds cannot be worked out{f': {why}' if why else ''})"
+            if one.get("unsure")
+            else ""
+        )
     left = " (left out)" if one["left_out"] else ""
     return f"{', '.join(one['wanted'])}{left}"

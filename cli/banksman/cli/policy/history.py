@@ -119,7 +119,10 @@ def _asked(
     if needs.time:
         columns, more = f"{columns}, toUnixTimestamp64Milli(received) AS at_", f"{more}, at_"
     if needs.subject:
-        columns, more = f"{columns}, JSONExtractString(raw, 'subject') AS subject_", f"{more}, subject_"
+        columns, more = (
+            f"{columns}, if(subject != '', subject, JSONExtractString(raw, 'subject')) AS subject_",
+            f"{more}, subject_",
+        )
     query = _SQL.format(columns=columns, more=more, agent=" AND agent = {agent:String}" if agent is not None else "")
     parameters: dict[str, Any] = {
         "since": _clickhouse(since_), "until": _clickhouse(until), "project": project,

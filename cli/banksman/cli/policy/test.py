@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from banksman.policy.cases import Ran
 
 HELP = """Whether policies answer as the files *_test.yaml beside them expect: every agent that a test names is asked about
-every operation, and what is not listed must be denied. The clock stands where the file says. Exit code 1: an answer is
-another one, or fewer rules than --coverage says decided anything."""
+every operation, and what is not listed must be denied; who is not in the policy is an error, but for somebody-else. The clock
+stands where the file says. Exit code 1: an answer is another one, or fewer rules than --coverage says decided anything."""
 EXAMPLES = """
   banksman policy test
   banksman policy test policies/billing_test.yaml --json
@@ -62,10 +62,11 @@ def _percent(text: str) -> float:
 
 
 def _say(ran: Sequence[Ran]) -> None:
+    from banksman.policy.cases import sentence
+
     for one in ran:
         for result in one.failed:
-            case = result.case
-            show.say(f"{one.file}:{case.line}: {case.test}: {case.agent}, {case.operation}: {result.why}", "red")
+            show.say(sentence(one.file, result), "red")
         for rule in one.uncovered:
             show.say(f"{one.file}: no case is decided by {rule.id}", "yellow")
 

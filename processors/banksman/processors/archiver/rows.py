@@ -32,7 +32,7 @@ _FIELDS = {
     "duration_ms": "Nullable(Float64)", "model": _WORD, "input_tokens": _COUNT, "output_tokens": _COUNT,
     "cache_read_tokens": _COUNT, "cache_write_tokens": _COUNT,
     "decision": _WORD, "tier": "UInt8", "rule": _WORD, "policy": _WORD, "policy_version": _WORD, "reason": _WORD,
-    "approval": _TEXT, "approver": _WORD, "shadow": _WORD, "latency_us": "Nullable(UInt64)", "owner": _WORD,
+    "approval": _TEXT, "approver": _WORD, "shadow": _WORD, "latency_us": "Nullable(UInt64)", "owner": _WORD, "subject": _TEXT,
     "detector": _WORD, "severity": _WORD, "title": _TEXT, "fingerprint": _TEXT, "operator": _WORD,
 }  # fmt: skip
 COLUMNS = _FIELDS | {

@@ -1,7 +1,8 @@
 """What a policy in shadow mode would have stopped, told as such: the action was allowed, and somebody tries the policy out.
 
-Each operation of an agent is told once, and again each hour in which it happens, with how often since. A decision that came
-late counts like any other: it is about what a policy says, not about rates.
+Each operation of an agent is told once, and again each hour in which it happens, with how often since: what would have been
+denied to people, what would have waited for one of them in the log. A decision that came late counts like any other: it is
+about what a policy says, not about rates.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _sighting(event: Decision, would: str, count: int) -> Sighting:
     then = "been denied" if would == "deny" else "waited for a human"
     often = f"{count} times, " if count > 1 else ""
     return Sighting(
-        "info",
+        "warn" if would == "deny" else "info",
         f"{event.project}/{event.agent}: {often}{label(event)} was allowed, and would have {then} (shadow mode)",
         f"shadow/{event.agent}/{digest(event.service, event.action, would).hex()}",
         {"operation": label(event), "would": would, "policy_version": event.policy_version, "not_enforced": True},
