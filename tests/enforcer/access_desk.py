@@ -134,6 +134,16 @@ def refused(answer: Answer, status: int, word: str = "", field: str | None = Non
         assert answer.body.get("field", "") == field, answer.body
 
 
+def said(answer: Answer) -> tuple[Any, ...]:
+    """What a caller goes by after it has named an approval."""
+    assert answer.status == 200, answer.raw
+    context = answer.body["context"]
+    return answer.body["decision"], context.get("reason"), context.get("next_action")
+
+
+USED = (True, "approved", None)
+
+
 @contextmanager
 def open_office(broker: Broker, folder: Path) -> Iterator[Office]:
     with two_replicas(broker, folder, **ROOM) as (desk, tape, one, two):
