@@ -60,7 +60,10 @@ def faust_naive(given: dict[str, Any]) -> None:
             )  # fmt: skip
             engine.take([record])
             for one in engine.encoded():
-                tables[one.name][one.key] = one.value
+                if one.value is None:
+                    tables[one.name].pop(one.key, None)
+                else:
+                    tables[one.name][one.key] = one.value
             engine.written()
             clock.tick()
 
@@ -117,7 +120,11 @@ def quix(given: dict[str, Any]) -> None:
             engine.take([record])
             engine.states._kept.clear()  # noqa: SLF001 - its states lie in RocksDB
             for one in engine.encoded():
-                state.set_bytes(f"{one.name}/{one.key.decode()}", one.value)
+                name = f"{one.name}/{one.key.decode()}"
+                if one.value is None:
+                    state.delete(name)
+                else:
+                    state.set_bytes(name, one.value)
             engine.written()
             clock.tick()
 
