@@ -72,6 +72,8 @@ def refused(expr: str) -> InvalidPolicy:
         ("args.l.map(x, x) == args.m", "map is no function here"), ("args.l.filter(x, x).size() > 1", "filter is no function"),
         ("args.l.all(x, args.m.all(y, x == y))", "all within another one"),
         ("args.l.all(args, true)", "args cannot be the name of a member"), ("args.l.all(x)", "write .all(one, what holds"),
+        ("args.l.exists(x || x == 'a')", "write .exists(one, what"), ("args.l.all(x && x < 5)", "write .all(one, what holds"),
+        ("args.l.all(x - x < 5)", "write .all(one, what holds"), ("args.l.all(x,)", "write .all("),
         ("args.l.all(x, x > 1) && x > 1", "x is no attribute"), ("x.y == 1", "at character 1: x.y is no attribute"),
         ("args.s.matches(args.p)", "the pattern must stand in the policy"), ("args.s.matches('a' + 'b')", "as one text"),
         ("args.s.matches('[')", "is no regular expression (RE2)"), ("args.s.matches('(?<!a)b')", "is no regular expression"),
@@ -100,6 +102,38 @@ def test_what_is_refused_and_where(expr: str, why: str) -> None:
 def test_a_typing_error_is_told_with_what_was_meant() -> None:
     assert refused("arg.amount < 5").message.endswith("; did you mean args?")
     assert refused("args.a.startWith('x')").message.endswith("; did you mean startsWith?")
+
+
+AWS = {"service": "aws", "actions": ["s3:*"], "resources": ["arn:aws:s3:::x"]}
+
+
+@pytest.mark.parametrize(
+    ("service", "expr", "instead"),
+    [
+        ("aws", "action == 's3:DeleteBucket' && args.a == 1", "write 's3:deletebucket', or say it"),
+        ("aws", "action.startsWith('s3:Delete')", "write 's3:delete', or say it"),
+        ("aws", r"action.matches('^s3:[A-Z]\\w+$')", "is not: say it under `actions`"),
+        ("http", "action in ['POST', 'put']", "write 'PUT', or say it"), ("postgres", "action != 'DROP'", "write 'drop', or"),
+    ],
+)  # fmt: skip
+def test_an_action_in_another_spelling_than_the_one_that_is_looked_at_is_refused(
+    service: str, expr: str, instead: str
+) -> None:
+    """A `never` rule would else never hold, and nobody would hear of it: `when` folds what an action is compared with."""
+    rule = {"service": service, "actions": ["*"], "expr": expr}
+    with pytest.raises(InvalidPolicy, match="looks at `action`, which is folded") as caught:
+        load(json.dumps({"project": "p", "agents": {"a": {"never": [rule]}}}).encode())
+    assert caught.value.key == "agents.a.never[0].expr"
+    assert instead in caught.value.message
+
+
+def test_an_action_in_the_spelling_that_is_looked_at() -> None:
+    rules = {"allow": [AWS], "never": [AWS | {"expr": "action == 's3:deletebucket' && args.kind != 'x'"}]}
+    of = CompiledPolicy(load(json.dumps({"project": "p", "agents": {"a": rules}}).encode()).policy)
+    for action, said in (("s3:DeleteBucket", "deny"), ("s3:deletebucket", "deny"), ("s3:GetObject", "allow")):
+        verdict = of.decide("a", "aws", action, "arn:aws:s3:::x", None, Facts({"kind": "Y"}))
+        assert verdict.ruling.decision == said
+    document(never=[{"expr": "args.kind == 'Not An Action'"}])  # of which nothing is folded
 
 
 def test_how_much_may_be_written() -> None:

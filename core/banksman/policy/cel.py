@@ -8,7 +8,6 @@ one that nobody can say.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -192,9 +191,7 @@ class _Fitting:
 
 def _one_number(value: float) -> Any:
     """All numbers are of one kind, and 0 and -0 are one, by which one can divide to either side."""
-    if isinstance(value, int):
-        return float(value) if abs(value) <= MAX_INT else _UNFIT
-    return value + 0.0 if math.isfinite(value) else _UNFIT
+    return float(value) + 0.0 if abs(value) <= MAX_INT else _UNFIT  # beyond it 1e17 + 7 is 1e17; NaN is within nothing
 
 
 def _is_unicode(text: str) -> bool:

@@ -27,6 +27,7 @@ from banksman.canonical import MAX_INT
 from banksman.policy.conditions import ROOTS, WHOLE, bad_attribute
 from banksman.policy.expr_text import ExprError, Group, Item, Word, read, split, words
 from banksman.policy.nearest import nearest
+from banksman.policy.normal import fold_action
 
 MAX_ATTRIBUTES, MAX_STRICT = 32, 20_000
 TIME, NOBODY = "__time", "__nobody"
@@ -49,11 +50,12 @@ class Variable(NamedTuple):
 
 
 class Strict(NamedTuple):
-    """The strict form. `patterns`: the regular expressions in it, as they are written."""
+    """The strict form. `patterns`: the regular expressions in it, `texts`: all texts, as they are written."""
 
     cel: str
     variables: tuple[Variable, ...]
     patterns: tuple[str, ...]
+    texts: tuple[str, ...]
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -71,7 +73,25 @@ def strict(text: str) -> Strict:
         raise ExprError("looks at no attribute, so that it always says the same")
     if len(said) > MAX_STRICT:
         raise ExprError("is too complicated: write less of it, or the lists of values under `when`")
-    return Strict(said, tuple(made.variables.values()), tuple(made.patterns))
+    texts = tuple(word.said for word in words(items) if word.kind == "text")
+    return Strict(said, tuple(made.variables.values()), tuple(made.patterns), texts)
+
+
+def never_an_action(text: str, service: str) -> str | None:
+    """Why what an expression says about `action` would never be found there; None: it may be. Actions are folded before they
+    are looked at, and what a text in it is compared with nobody knows before it runs, as `when` does.
+    """
+    found = strict(text)
+    if "action" not in found.attributes:
+        return None
+    wrong = next((said for said in found.texts if fold_action(service, said) != said), None)
+    if wrong is None:
+        return None
+    instead = "" if "\\" in wrong else f"write {fold_action(service, wrong)}, or "
+    return (
+        f"looks at `action`, which is folded as {service}'s actions are, and {wrong} is not: {instead}say it under `actions`, "
+        "or in `when`, which folds it"
+    )
 
 
 class _Strict:
@@ -177,7 +197,9 @@ class _Strict:
         if within:
             raise ExprError(f"{name.said} within another one: lists within lists are not gone through", name.at)
         one, *rest = arguments.inner or (None,)
-        if not isinstance(one, Word) or one.kind != "name" or not rest:
+        comma = rest[0] if len(rest) > 1 else None
+        # `all(x && …)` is a call with one argument, which the parser lets pass
+        if not isinstance(one, Word) or one.kind != "name" or not isinstance(comma, Word) or comma.said != ",":
             raise ExprError(f"{name.said}: write .{name.said}(one, what holds of one)", name.at)
         if one.said in ROOTS or one.said.startswith("__"):
             raise ExprError(f"{one.said} cannot be the name of a member of a list", one.at)

@@ -21,7 +21,7 @@ from pydantic import (
 from banksman.events import is_name
 from banksman.policy import cel
 from banksman.policy.conditions import Condition, ConditionError, Expr, bad_attribute, both, one_number, parse, plain
-from banksman.policy.expr import strict
+from banksman.policy.expr import never_an_action, strict
 from banksman.policy.expr_text import MAX_EXPR
 from banksman.policy.globs import Custom, bad_pattern, has_wildcard
 from banksman.policy.nearest import nearest
@@ -252,6 +252,8 @@ class NeverRule(_Part):
                 parse(self.when, self.service)
             except ConditionError as error:
                 raise ConditionError(str(error), ("when", *error.path)) from None
+        if self.expr is not None and (never := never_an_action(self.expr, self.service)) is not None:
+            raise ConditionError(never, ("expr",))
         for custom, key in ((Custom.ACTION, "actions"), (Custom.RESOURCE, "resources"), (Custom.BRANCH, "branches")):
             for pattern in getattr(self, key) or ():
                 wrong = bad_pattern(custom, self.service, pattern)
