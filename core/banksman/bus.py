@@ -257,12 +257,16 @@ class Publisher:
                 first = (await sent).offset
         except (KafkaError, ConnectionError, OSError) as error:
             away = BrokerAway(f"{self.topic}: {type(error).__name__}: {error}")
-        except BaseException:  # cancelled: nobody is left waiting for ever
+        except BaseException as error:  # cancelled, or a fault of the client's: nobody is left waiting for ever
             self._flying.discard(partition)
-            for record in (*taken, *waiting):
+            lost = [*taken, *waiting]
+            waiting.clear()  # before anybody is told: who is may hand over the next
+            self.pending -= len(lost)
+            for record in lost:
                 record.fail(BrokerAway(f"{self.topic}: the publisher stopped"))
-            self.pending -= len(taken) + len(waiting)
-            waiting.clear()
+            if isinstance(error, Exception):
+                for record in taken:
+                    _tell(record.waiter.landed, -1)
             raise
         try:
             if waiting:

@@ -268,6 +268,38 @@ async def test_waiters_are_told_like_futures_and_all_of_a_batch_in_one_step(bus_
         assert not to._open, "what is over does not wait for the sweep"
 
 
+async def test_a_fault_of_the_client_fails_those_who_wait_and_nobody_who_comes_again(
+    bus_place: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of 503 is written in the step in which it is told, and the connection's next question handed over in it."""
+
+    class Again(Waiter):
+        def failed(self, error: Unavailable) -> None:
+            super().failed(error)
+            to.hand_over(0, b"k", b"again", NO_HEADERS, next_)
+
+    async with publisher(bus_place, deadline=20.0) as to:
+        await to.put(0, b"k", b"first", NO_HEADERS)
+        await to.flush()
+        sent, next_ = Again(), Waiter()
+        send = to._producer.send_batch
+
+        async def broken(*of: Any, **named: Any) -> Any:
+            monkeypatch.setattr(to._producer, "send_batch", send)
+            await send(*of, **named)
+            raise RuntimeError("a bug of the client's")
+
+        monkeypatch.setattr(to._producer, "send_batch", broken)
+        to.hand_over(0, b"k", b"sent", NO_HEADERS, sent)
+        (flight,) = to._flights
+        with pytest.raises(RuntimeError, match="a bug of the client's"):
+            await flight
+        await true(lambda: next_.told, 10)
+        assert next_.told == [2]
+        assert sent.told == [f"{to.topic}: the publisher stopped", ("landed", -1)]
+        assert to.pending == 0
+
+
 async def test_a_waiter_is_told_that_it_is_too_late_and_then_what_became_of_it(bus_place: Bus) -> None:
     broker = bus_place.own()
     in_flight, queued = Waiter(), Waiter()
