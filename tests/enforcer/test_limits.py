@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.enforcer.conftest import Clock, Desk, Shop, make_desk, open_shop
-from tests.enforcer.inside import inside
+from tests.enforcer.inside import eventually, inside
 from tests.servers import Broker
 
 from banksman import settings
@@ -150,6 +151,48 @@ async def test_who_was_slow_is_timed_for_a_while_and_pays_for_it(desk: Desk, mon
             assert await cost() <= 2
             assert account.watched == left - 1 or account.watched == 3  # the machine may be busy with others
         assert made.ways == ["short"] * len(made.ways)
+
+
+@pytest.mark.parametrize("way", ["asgi", "short"])
+async def test_who_is_refused_an_approval_pays_for_the_time_that_it_took(desk: Desk, way: str) -> None:
+    """Else whoever has all its approvals pending could keep the replica busy by asking for more of them."""
+    async with inside(desk) as made:
+        made.prefer = way
+        token = desk.agents["buyer"].token
+        account = made.replica.callers.agent({b"authorization": b"Bearer " + token.encode()}).limits
+        account._rate, account.approvals._most = 0.0, 0
+        account._allowance = account._most = 1000.0
+        slow = {"branch": "main", "args": {"to": [f"a{number}@example.org" for number in range(400)]}}
+        for _ in range(2):
+            had = account._allowance
+            answer = await made.decide(token, **slow)
+            assert (answer.status, "approvals of this agent are pending" in answer.body["detail"]) == (429, True)
+            assert had - account._allowance > 5
+
+
+async def test_who_waits_for_an_approval_does_not_pay_for_what_others_do_meanwhile(desk: Desk) -> None:
+    async with inside(desk, lease_s=10.0) as made:
+        token = desk.agents["buyer"].token
+        account = made.replica.callers.agent({b"authorization": b"Bearer " + token.encode()}).limits
+        name = (await made.decide(token, branch="main")).body["approval"]
+        await eventually(lambda: made.replica.state.approvals.knows(name))
+        account._rate = 0.0
+        account._allowance = account._most = 1000.0
+
+        async def others() -> None:
+            while True:
+                busy = time.thread_time() + 0.005
+                while time.thread_time() < busy:
+                    pass
+                await asyncio.sleep(0.001)
+
+        busy = asyncio.create_task(others())
+        try:
+            for _ in range(5):
+                assert (await made.decide(token, branch="main", approval=name)).body["decision"] == "approve"
+        finally:
+            busy.cancel()
+        assert account._allowance > 1000 - 5 * 10, "each waits for the next heartbeat"
 
 
 # ── through a real process ──

@@ -201,10 +201,10 @@ class Decider:
             record = record_of(caller, question, asked.id, verdict, head)
         pending: Pending | None = None
         if not caller.replay:
+            _pays(caller, asked)
             if ruling.decision == "approve":
                 ruling, pending = await self._waits(caller, question, asked, record, verdict)
             record["latency_us"] = (time.perf_counter_ns() - asked.began) // 1000
-            caller.limits.charge(time.thread_time_ns() - asked.read)
         await self._on_record(caller, record, ruling, pending)
         if self.acknowledged is not None:
             await self.acknowledged(record["id"])
@@ -223,7 +223,10 @@ class Decider:
         counted = known.facts.counted if known is not None else []  # what counted when it was opened
         unshown = await self.binding.unshown(caller, question, record, verdict, counted, heavy=asked.heavy)
         ruling, asked.claim = await self._approving.use(known, record, ruling, unshown)
-        if self._judged(caller, question).ruling != verdict.ruling:  # that took a while
+        asked.read = time.thread_time_ns()
+        again = self._judged(caller, question)
+        _pays(caller, asked)
+        if again.ruling != verdict.ruling:  # that took a while
             raise problem(
                 503, "policy or controls changed while the approval was taken; ask again", retry_after=RETRY_S
             )
@@ -389,3 +392,8 @@ class Decider:
         )
         self.records.later(void, caller.name)
         self.metrics.voids += 1
+
+
+def _pays(caller: Caller, asked: Asking) -> None:
+    """For the time that its question kept the replica busy. Before it may be refused, or waits: in that time others do."""
+    caller.limits.charge(time.thread_time_ns() - asked.read)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from banksman.enforcer.answers import Answer, Asked
     from banksman.enforcer.callers import Caller
     from banksman.enforcer.decide import Decider
+    from banksman.enforcer.limits import AgentLimits
     from banksman.http_shortcuts import Exchange
     from banksman.policy.verdict import Ruling
 
@@ -67,18 +68,14 @@ class ShortWay:
                 record = record_of(caller, question, asked or uuid7(), verdict, decider.begin(caller, ruling))
                 took = time.perf_counter_ns() - began
                 record["latency_us"] = took // 1000
-                if took > REQUEST_NS:  # busy, or only not let run: the next ones are looked at
-                    if read:
-                        limits.charge(time.thread_time_ns() - read)
-                    limits.watched = WATCHED
-                elif read:
-                    limits.watched -= 1
+                _pays(limits, took, read)
                 waiting = _Waiting(self, exchange, caller, record, ruling, began)
                 decider.records.decision(caller.partition, caller.key, record, waiting)
                 limits.waiting += 1
                 if asked is not None:
                     waiting.keep(decider.answers.begin(caller.name, asked, body), decider.generation(caller))
                 return True
+            _pays(limits, time.perf_counter_ns() - began, read)  # the application will look at its own time only
         except (Problem, Unavailable):
             pass  # the application finds the same, and has the words for it
         limits.give_back()
@@ -89,6 +86,16 @@ class ShortWay:
         task = asyncio.get_running_loop().create_task(answering)
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+
+def _pays(limits: AgentLimits, took: int, read: int) -> None:
+    """For the time that a question kept the replica busy. `read`: the thread's own clock when it began; 0: it is not timed."""
+    if took > REQUEST_NS:  # busy, or only not let run: the next ones are looked at
+        if read:
+            limits.charge(time.thread_time_ns() - read)
+        limits.watched = WATCHED
+    elif read:
+        limits.watched -= 1
 
 
 class _Waiting:
