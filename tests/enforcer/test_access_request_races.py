@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -84,6 +86,23 @@ async def test_of_two_requests_under_one_key_the_first_on_the_log_counts(
     answer = await room.ask(REQUESTS, body, headers={"Idempotency-Key": "k"})
     refused(answer, 409, "duplicate_request", "Idempotency-Key")
     assert [one.body_hash for one in room.known(approval).requests] == ["hmac-sha256:other"]
+
+
+async def test_nothing_that_takes_long_is_done_in_the_loop(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of numbers would keep everybody from their answers for a fifth of a second, and heartbeats with them."""
+    asked = ASKED | {"action": {"name": "push", "properties": {f"n{number}": number + 0.5 for number in range(4000)}}}
+    context = (await room.ask(body=asked)).body["context"]
+    binding, where = room.made.replica.binding, list[threading.Thread]()
+
+    def noted(real: Callable[[Any], str], value: Any) -> str:
+        where.append(threading.current_thread())
+        return real(value)
+
+    monkeypatch.setattr(binding, "request", partial(noted, binding.request))
+    monkeypatch.setattr(binding, "body", partial(noted, binding.body))
+    assert (await room.ask(REQUESTS, access_request(asked, context))).status == 202
+    assert len(where) == 2
+    assert threading.main_thread() not in where
 
 
 async def test_the_log_says_whether_a_request_came_in_time(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class AccessTasks:
         caller = self._callers.agent(request.scope["fields"])
         limits = caller.limits
         limits.take()
-        asked, question, body_hash = await self._read(request, caller)
+        asked, question, body_hash, heavy = await self._read(request, caller)
         key = _key(request)
         key_hash = self._binding.key(caller.name, key) if key is not None else None
         denied = self._binding.denied(caller.name, asked.denial.evaluation_id)
@@ -73,15 +73,15 @@ class AccessTasks:
             )
         limits.waiting += 1
         try:
-            approval = await self._bound(caller, asked, question, denied)
+            approval = await self._bound(caller, asked, question, denied, heavy)
             await self._on_record(caller, question, approval, denied, body_hash, key_hash)
         finally:
             limits.waiting -= 1
         return self._told(request, approval, submitted=True)
 
-    async def _read(self, request: Request, caller: Caller) -> tuple[words.Submission, Evaluation, str]:
-        """The body as (what is asked for, the question that was denied, the hash of it all). Problem 400, 403, 413 names the
-        field.
+    async def _read(self, request: Request, caller: Caller) -> tuple[words.Submission, Evaluation, str, bool]:
+        """The body as (what is asked for, the question that was denied, the hash of it all, whether it is too much for the
+        loop). Problem 400, 403, 413 names the field.
         """
         try:
             require_type(request.scope, "application/json")
@@ -90,7 +90,8 @@ class AccessTasks:
         body = await read_body(request.scope, request.receive, limit=MAX_QUESTION_BYTES)
         if not body:
             raise problem(400, "the body is empty")
-        if len(body) > HEAVY:
+        heavy = len(body) > HEAVY
+        if heavy:
             value, body_hash = await self._replica.aside(caller.limits, self._hashed, body)
         else:
             began = time.thread_time_ns()
@@ -109,19 +110,21 @@ class AccessTasks:
             normal_time(asked.denial.expires_at, "denial.expires_at")
         except Problem as told:
             raise problem(400, f"denial.expires_at: {told.detail}", field=told.field) from None
-        return asked, question_of(caller, value), body_hash
+        return asked, question_of(caller, value), body_hash, heavy
 
     def _hashed(self, body: bytes) -> tuple[Any, str]:
         value = strict(body)
         return value, self._binding.body(value)
 
-    async def _bound(self, caller: Caller, asked: words.Submission, question: Evaluation, denied: Denied) -> Approval:
+    async def _bound(
+        self, caller: Caller, asked: words.Submission, question: Evaluation, denied: Denied, heavy: bool
+    ) -> Approval:
         """The approval that the denial opened. Problem 400, 410: there is none for what is asked for."""
         approval = await self._approving.named(caller, denied.approval)
         if approval is None:  # it was there: its evaluation id was made by one of us
             raise words.failure(words.EXPIRED_DENIAL, "the denial expired more than a day ago")
         facts = approval.facts
-        if facts.request_hash != self._binding.request(question.whole(facts.counted)):
+        if facts.request_hash != await self._binding.hashed(caller, question.whole(facts.counted), heavy=heavy):
             told = (
                 "subject, resource, action, their properties or the context that counts are not those that were denied"
             )
