@@ -79,7 +79,7 @@ def _round(policy: Policy, agent: str) -> tuple[str, str]:
             "invoices",
             [
                 "branches: [feature/*, fix/*]",
-                'resources: ["arn:aws:s3:::invoice-data/*/*/*"]',
+                'resources: ["arn:aws:s3:::invoice-data/20??/??/*"]',
                 "when: {args.amount: {lt: 500}}",
                 "approvers: {any: [bob@acme.example]",
             ],

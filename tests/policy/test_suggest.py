@@ -54,9 +54,14 @@ def test_few_are_listed_and_actions_with_the_same_places_share_a_rule() -> None:
         ([f"t{n}/x" for n in range(20)], sorted(f"t{n}/x" for n in range(20))),
         (["a[1].txt"], ["a?1?.txt"]),
         ([f"data/2026/11/{n}" for n in range(20)], ["data/2026/11/*"]),  # one month: nobody has seen another one
-        ([f"data/2026/{m}/{n}" for m in (11, 12) for n in range(6)], ["data/*/*/*"]),
-        ([f"data/2026-11-{day:02}/r.csv" for day in range(1, 20)], ["data/*/*"]),
-        ([f"{n}?/2026/{m}/{n}?" for n in "ab" for m in range(10, 16)], ["a?/*/*/*", "b?/*/*/*"]),
+        ([f"data/2026/{m}/{n}" for m in (11, 12) for n in range(6)], ["data/20??/??/*"]),
+        ([f"data/2026-11-{day:02}/r.csv" for day in range(1, 20)], ["data/20??-??-??/r.csv"]),
+        ([f"{n}?/2026/{m}/{n}?" for n in "ab" for m in range(10, 16)], ["a?/20??/??/a?", "b?/20??/??/b?"]),
+        ([f"/{y}/{n}" for y in (2025, 2026) for n in range(9)], ["/20??/*"]),  # and not /etc/passwd
+        (
+            [*(f"b/2026-11-0{day}/{name}" for day in range(1, 6) for name in ("x", "y")), "b/2026-11-01/key"],
+            ["b/2026-11-01/key", "b/20??-??-??/x", "b/20??-??-??/y"],  # on one day is not on any
+        ),
     ],
 )
 def test_generalised(values: list[str], patterns: list[str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from banksman.policy.catalogue import SERVICES, is_read_only
@@ -151,7 +151,7 @@ def generalised(values: Iterable[str]) -> tuple[str, ...]:
         if not undated or len(several) < ENOUGH:
             patterns |= set(map(_literal, several))
         elif len(parents) > 1 and len(_WILD.findall(undated)) < MAX_WILDCARDS:  # several dates: there will be others
-            patterns.add(f"{undated}*")
+            patterns |= _of_any_day(undated, {parent: by_parent[parent] for parent in parents})
         else:
             for parent in parents:
                 few = len(by_parent[parent]) < ENOUGH
@@ -159,6 +159,20 @@ def generalised(values: Iterable[str]) -> tuple[str, ...]:
     if len(patterns) > LISTED:
         patterns = _lifted(patterns)
     return tuple(sorted(patterns))
+
+
+def _of_any_day(undated: str, by_day: Mapping[str, set[str]]) -> set[str]:
+    """`reports/20??-??-??/*` for many names; of few, those that were there on several days."""
+    days = Counter(value.removeprefix(parent) for parent, several in by_day.items() for value in several)
+    if len(days) >= ENOUGH:
+        return {f"{undated}*"}
+    found: set[str] = set()
+    for parent, several in by_day.items():
+        for value in several:
+            name = value.removeprefix(parent)
+            pattern = f"{undated}{_literal(name)}"
+            found.add(pattern if days[name] > 1 and len(_WILD.findall(pattern)) <= MAX_WILDCARDS else _literal(value))
+    return found
 
 
 def _lifted(patterns: set[str]) -> set[str]:
@@ -183,12 +197,12 @@ def _parent(value: str) -> str:
 
 
 def _undated(parent: str) -> str:
-    """A pattern for it: `*` for each segment that is of a date."""
+    """A pattern for it and the same of another date in its century: `?` for each digit. Not `*`, which `etc` is, too."""
     date = _DATE.search(parent)
     if date is None:
         return _literal(parent)
-    stars = "/".join("*" for _ in date[0].split("/"))
-    return f"{_literal(parent[: date.start()])}{stars}{_literal(parent[date.end() :])}"
+    said = date[0][:2] + re.sub(r"\d", "?", date[0][2:])
+    return f"{_literal(parent[: date.start()])}{said}{_literal(parent[date.end() :])}"
 
 
 def _is_below_a_host(value: str, head: str) -> bool:
