@@ -60,6 +60,8 @@ class ControlLog:
         self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Id -> (Kafka's time, offset) of the records that a copy could still be close enough to."""
         self._clock_is_wrong = False
+        self._not_known: set[str] = set()
+        """What was said of records of a later version: each kind once."""
 
     async def batches(self) -> AsyncGenerator[list[ConsumerRecord], None]:
         """As `bus.follow`: every record from the beginning, for ever."""
@@ -78,7 +80,12 @@ class ControlLog:
         try:
             event = codec.decode(record.value, Topic.CONTROL)
         except InvalidEvent as error:
-            self._refuse(record, f"cannot be understood: {error}", headers)
+            if (
+                error.field == "kind" and author is not None and author.service
+            ):  # no attack: a service is older than another
+                self._of_a_later_version(record, str(error))
+            else:
+                self._refuse(record, f"cannot be understood: {error}", headers)
             return None
         why = doubt(author, event, headers, Topic.CONTROL)
         if not why and not isinstance(event, Replica):
@@ -111,6 +118,14 @@ class ControlLog:
             )
         self._clock_is_wrong = wrong
         return not wrong
+
+    def _of_a_later_version(self, record: ConsumerRecord, why: str) -> None:
+        if why not in self._not_known:
+            self._not_known.add(why)
+            _log.error(
+                "control has records that a later version of ours has signed, and they are not applied here: the first is at "
+                "offset %d, %s; upgrade this service, too", record.offset, why,
+            )  # fmt: skip
 
     def _refuse(self, record: ConsumerRecord, why: str, headers: dict[str, bytes]) -> None:
         key = (record.key or b"").decode("utf-8", "backslashreplace")[:200]

@@ -203,6 +203,26 @@ def test_what_nobody_can_read_stops_nobody(broker: Broker, tmp_path: Path) -> No
         assert shop.decide().status == 200
 
 
+def test_a_record_of_a_later_version_is_nobodys_attack(shop: Shop) -> None:
+    """While replicas are upgraded one by one, those that are still older must not page people to change Kafka's passwords."""
+    _, event = enrolment(shop, f"later-{uuid7()[-8:]}")
+    value = codec.encode(event).replace(b'"agent.enrolled"', b'"agent.of_tomorrow"')
+    key, kind, topic = (
+        f"agent.of_tomorrow/{event.id}".encode(),
+        "agent.of_tomorrow",
+        shop.desk.kafka.topic(Topic.CONTROL),
+    )
+    said = {"id": event.id, "kind": kind, "time": event.time, "source": event.source}
+    offsets = [
+        append(shop, key, value, signer.headers(topic, key, value, **said) if signer is not None else [])
+        for signer in (service_signer(shop.desk.secret, "enforcer"), None)
+    ]
+    applied(shop, offsets[1])
+    assert "cannot be understood" in told(shop, offsets[1])["title"], "anybody may have written this one"
+    about = f"control/0/{offsets[0]}"
+    assert not shop.tape.records(Topic.ALERTS, lambda one: one.get("evidence", {}).get("record") == about)
+
+
 def test_a_tombstone_is_nothing_to_apply(shop: Shop) -> None:
     (record,) = shop.tape.wait(
         Topic.CONTROL, lambda one: one.get("agent") == "buyer" and one["kind"] == "agent.enrolled"
