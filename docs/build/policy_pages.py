@@ -156,7 +156,8 @@ The attributes are those of `when`, by the same names; `args` alone is a mapping
 Where this is stricter than CEL: values of different kinds cannot be compared, where CEL says that they are not equal (an agent could
 send `["prod"]` for `"prod"`); only lists are gone through, not the keys of a mapping that was sent in place of one; null is as if it was left
 out. `action` is compared as it is matched, folded as the service's actions are: a text that can never be one of them does not load.
-What cannot be worked out counts as for `when`. So does an attribute (`args` alone is one) with more than 256 values or 16384 characters in it,
+What cannot be worked out counts as for `when`. So does an attribute (`args` alone is one) with more than 256 values (it is
+one itself, and so is each name in a mapping) or 16384 characters in it,
 with a NUL in its text, or a number further from zero than 2^53 - 1; and an expression that takes more than 10000 steps through lists.
 Longest: 1000 characters, 12 brackets within each other.
 
