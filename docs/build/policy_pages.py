@@ -102,7 +102,7 @@ Everything in a mapping must hold; `any: [...]`, `all: [...]` and `not: {...}` p
 | `args.NAME`, `args.NAME.INNER`, `args.LIST.0` | an argument of the action, as it was asked, before anything is redacted |
 | `resource`, `branch`, `action`, `agent` | those of the question, in the spelling that is matched |
 | `time` | when it is asked, by the enforcer's clock |
-| `subject.type`, `subject.id` | whom a gateway asks about, by [OpenID AuthZEN](http-enforcer.md#openid-authzen) |
+| `subject.type`, `subject.id` | whom a gateway asks about, by [OpenID AuthZEN](http-enforcer.md#openid-authzen); else `agent` and the name of the agent |
 | `subject.NAME`, `resource.NAME`, `context.NAME` | what the policy says under `subjects`, else what whoever asks says, where `claims` lists it |
 
 | comparison | holds when the attribute |

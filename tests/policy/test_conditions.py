@@ -17,6 +17,7 @@ from banksman.policy.explain import explain
 from banksman.policy.holds import Asked, Facts, compile_condition
 from banksman.policy.load import load
 from banksman.policy.reach import implies
+from banksman.policy.subjects import attributes
 from banksman.policy.verdict import Verdict
 
 
@@ -396,3 +397,23 @@ def test_explain_says_what_of_a_condition_did_not_hold(bundle: Bundle) -> None:
     assert nearest.wanted == ('{"args.amount": {"lt": 500}}, and args.amount is 900',)
     assert told.mend is not None
     assert told.mend.startswith("claude-*/allow/1, if this held")
+
+
+def test_whom_an_agent_asks_about_without_a_word_is_itself() -> None:
+    """At `/v1/decide` as at AuthZEN: a rule about users is none about agents, and what is said of an agent holds for it."""
+    policy = CompiledPolicy(
+        load(b"""
+project: p
+subjects: {agent: {a: {team: payments}}}
+agents:
+  "*":
+    allow: [{service: git, actions: [push], when: {subject.type: agent, subject.team: payments}}]
+    never: [{service: git, actions: [push], when: {subject.type: user}}]
+""").policy
+    )
+    assert policy.decide("a", "git", "push").reason == "allowed"
+    assert policy.decide("b", "git", "push").reason == "default_deny"
+    carl = Facts(subject=attributes(policy.policy, "user", "carl"))
+    assert policy.decide("a", "git", "push", facts=carl).reason == "never"
+    told = explain(Bundle({"p": policy}), "p", "b", "git", "push")
+    assert "payments" in told.because + str(told.mend) + str([one.failed for one in told.rules])

@@ -155,6 +155,26 @@ agents:
     assert set(again.policy.schedules) == {"office"}
 
 
+def test_a_tier_that_a_rule_says_stays() -> None:
+    current = load(b"""
+project: p
+agents:
+  a:
+    allow:
+      - {service: aws, actions: ["s3:*"], resources: ["arn:aws:s3:::secrets/*"], tier: 2}
+      - {service: aws, actions: ["s3:GetObject"]}
+      - {service: git, actions: [push, pull]}
+""").policy
+    done = [did("aws s3:GetObject arn:aws:s3:::secrets/k"), did("aws s3:GetObject arn:aws:s3:::open/k")]
+    made = suggest("p", "a", [*done, did("git push acme/web main"), did("git pull acme/web main")], current)
+    policy = CompiledPolicy(load(made.text.encode()).policy)
+    tiers = [
+        policy.decide("a", "aws", "s3:GetObject", f"arn:aws:s3:::{name}/k").ruling.tier for name in ("secrets", "open")
+    ]
+    assert tiers == [2, 1]
+    assert "confidence low, tier 1 and 2\n      - service: git" in made.text
+
+
 def test_no_pattern_is_about_many_hosts() -> None:
     made = generalised([f"https://host-{n}.example/p{m}" for n in range(10) for m in range(6)])
     assert made == tuple(sorted(f"https://host-{n}.example/*" for n in range(10)))

@@ -7,6 +7,8 @@ pattern and value. It answers (decision, reason) and knows nothing of buckets, t
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -127,6 +129,32 @@ def operations(draw: st.DrawFn) -> Operation:
         draw(st.none() | st.sampled_from(known["resources"])),
         draw(st.none() | st.sampled_from(known["branches"])),
     )
+
+
+def any_operations(seed: int, count: int) -> Iterator[Operation]:
+    """So many at random: what the world names, what its patterns match, and what is neither."""
+    draw = random.Random(seed)
+
+    def one_of(values: list[str], patterns: list[str]) -> str:
+        sort = draw.randrange(4)
+        if sort == 0:
+            return draw.choice(values)
+        text = draw.choice(patterns if sort == 1 else values)
+        if sort == 3:
+            at = draw.randrange(len(text))
+            text = text[:at] + draw.choice("abmx/.-:*") + text[at + draw.randrange(2) :]
+        text = text.replace("**", draw.choice(["a", "a/b", "x/y/z"])).replace(
+            "*", draw.choice(["", "b", "main", "data"])
+        )
+        return text.replace("?", draw.choice("abx1"))
+
+    for _ in range(count):
+        service = draw.choice(sorted(SERVICES))
+        known = SERVICES[service]
+        action = one_of(known["actions"], known["action_patterns"])
+        resource = one_of(known["resources"], known["resource_patterns"]) if draw.random() < 0.9 else None
+        branch = one_of(known["branches"], known["branch_patterns"]) if draw.random() < 0.7 else None
+        yield service, action, resource, branch
 
 
 def bundle_of(document: dict[str, Any]) -> Bundle:

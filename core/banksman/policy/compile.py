@@ -17,7 +17,7 @@ import msgspec
 from msgspec.json import encode
 
 from banksman.policy.catalogue import surely_reads
-from banksman.policy.conditions import apart, comparisons
+from banksman.policy.conditions import apart, attributes_of, comparisons
 from banksman.policy.globs import Custom, Matcher, compile_patterns
 from banksman.policy.holds import NONE, Asked, Facts, Holds, compile_condition
 from banksman.policy.match import NO_POLICY, judge, refuse
@@ -35,6 +35,7 @@ from banksman.policy.normal import (
     plain_resource,
 )
 from banksman.policy.rules import EVERY_SERVICE
+from banksman.policy.subjects import AGENT, attributes
 from banksman.policy.verdict import Reason, Ruling, Verdict
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class _Bucket(msgspec.Struct, gc=False):
 class CompiledPolicy:
     """One project's policy, ready to answer. What it says never changes; what it has worked out is kept."""
 
-    __slots__ = ("_agents", "_buckets", "_by_expr", "_kept", "_moments", "policy")
+    __slots__ = ("_agents", "_buckets", "_by_expr", "_by_subject", "_kept", "_moments", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -83,6 +84,7 @@ class CompiledPolicy:
         self._agents: dict[str, AgentPolicy | None] = {}
         self._moments: tuple[Holds, ...] | None = None
         self._by_expr = False
+        self._by_subject: bool | None = None
 
     def agent(self, name: str) -> AgentPolicy | None:
         """All that the policy says about an agent, worked out once."""
@@ -115,6 +117,15 @@ class CompiledPolicy:
             return ()
         asked = Asked("", "", None, None, "", Facts(at=at))
         return tuple(holds(asked) for holds in self._moments)
+
+    def about(self, agent: str, facts: Facts) -> Facts:
+        """With the agent itself as whom a question is about, where it names nobody else and a condition looks at that."""
+        if facts.subject is not None:
+            return facts
+        if self._by_subject is None:
+            names = (name for rule in self.policy.every_rule() for name in attributes_of(rule.when))
+            self._by_subject = any(name.startswith("subject.") for name in names)
+        return facts._replace(subject=attributes(self.policy, AGENT, agent)) if self._by_subject else facts
 
     def decide(
         self,
@@ -162,7 +173,7 @@ class CompiledPolicy:
                     continue
             if holds is not None:
                 if asked is None:
-                    asked = Asked(service, action, resource, branch, agent, facts)
+                    asked = Asked(service, action, resource, branch, agent, self.about(agent, facts))
                 truth = holds(asked)
                 if not truth:
                     if truth is not None or not strict:

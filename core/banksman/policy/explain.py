@@ -72,6 +72,8 @@ def explain(
         facts = facts._replace(at=time.time())  # one moment for the verdict and for what is said about it
     verdict = bundle.decide(project, agent, service, action, resource, branch, facts)
     compiled = bundle.policies.get(project)
+    if compiled is not None:
+        facts = compiled.about(agent, facts)
     asked = Asked(service, fold_action(service, action), resource, branch, agent, facts)
     policy = compiled.policy if compiled is not None else None
     looked = [_look(rule, asked, policy.schedules) for rule in policy.rules_of(agent)] if policy is not None else []

@@ -128,4 +128,9 @@ def _as_tuple(approvers: Approvers) -> tuple[tuple[str, ...], int, int]:
 
 def allow_tier(rule: Rule, service: str, action: str) -> int:
     """The tier that an `allow` rule gives this action: its own, else 1 for what only reads and 2 for the rest."""
-    return rule.tier or (FREE if is_read_only(service, action) else LOGGED)
+    return rule.tier or verb_tier(service, action)
+
+
+def verb_tier(service: str, action: str) -> int:
+    """The tier of an allowed action about which no rule says more."""
+    return FREE if is_read_only(service, action) else LOGGED

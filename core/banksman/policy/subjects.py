@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from banksman.policy.rules import Policy
 
 
+AGENT = "agent"
+"""The type of a subject that is the agent itself."""
+
+
 def written(type_: str, name: str) -> str:
     """`TYPE:ID`; a colon in the type is written `%3A`, so that no two subjects are written alike."""
     return f"{type_.replace('%', '%25').replace(':', '%3A')}:{name}"

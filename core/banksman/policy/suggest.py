@@ -4,7 +4,7 @@
       them pass: where ─► few values are listed, many under one parent become `parent/*` ─► the same places share a rule ─► YAML
 
 Only what a policy let pass is suggested: an agent that asks for something again and again does not get it by that. And nothing
-is lost of what holds it: conditions and approvers of the rules that it was let pass by, `never`, guardrails, freezes.
+is lost of what holds it: conditions, tiers and approvers of the rules that it was let pass by, `never`, guardrails, freezes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from banksman.policy.catalogue import SERVICES, is_read_only
 from banksman.policy.compile import names_action
 from banksman.policy.conditions import apart, plain
 from banksman.policy.globs import MAX_WILDCARDS, Custom, compile_patterns
+from banksman.policy.match import allow_tier, verb_tier
+from banksman.policy.verdict import ASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -93,10 +95,13 @@ def suggest(
 
 
 def _by(one: Recorded, rules: Sequence[Rule]) -> Rule | None:
-    """The rule that let it pass, or had a human asked; one without a condition if there is any."""
+    """The rule that let it pass, or had a human asked; one without a condition if there is any. Of such the one whose tier
+    counted, which is the highest.
+    """
     effect = {"allow": "allow", "approve": "require_approval", "deny": "never"}[one.said]
     found = [rule for rule in rules if rule.effect == effect and rule.service == one.service and _covers(rule, one)]
-    return next((rule for rule in found if rule.when is None), found[0] if found else None)
+    found.sort(key=lambda rule: (rule.when is not None, -allow_tier(rule, one.service, one.action)))
+    return found[0] if found else None
 
 
 def _covers(rule: Rule, one: Recorded) -> bool:
@@ -126,6 +131,7 @@ def _held(rule: Rule | None) -> dict[str, Any]:
     when, expr = apart(rule.when)
     said: dict[str, Any] = {"when": plain(when)} if when is not None else {}
     said |= {"expr": expr.text} if expr is not None else {}
+    said |= {"tier": rule.tier} if rule.tier is not None else {}
     if rule.approvers is not None:
         asked = {"any": list(rule.approvers.any)} if rule.approvers.any else {}
         said["approvers"] = asked | {"min": rule.approvers.min, "expires": f"{rule.approvers.expires}s"}
@@ -272,7 +278,7 @@ def _place(several: Sequence[Recorded]) -> dict[str, Any]:
 
 _KEPT = ("owner", "freeze", "guardrails", "subjects", "claims", "notify")
 """Of the policy in force, what holds for every agent."""
-_ORDER = ("service", "actions", "resources", "branches", "when", "expr", "approvers")
+_ORDER = ("service", "actions", "resources", "branches", "when", "expr", "tier", "approvers")
 
 
 def _text(
@@ -295,7 +301,9 @@ def _text(
             times = "once" if grant.times == 1 else f"{grant.times:,} times"
             operations = "one operation" if grant.operations == 1 else f"{grant.operations:,} operations"
             days = "one day" if grant.days == 1 else f"{grant.days} days"
-            lines.append(f"      # {times}, {operations}, on {days}: confidence {grant.confidence}")
+            lines.append(
+                f"      # {times}, {operations}, on {days}: confidence {grant.confidence}, tier {_tiers(grant)}"
+            )
             lines += _rule(grant.rule)
     lines += ["    never:"] if never else []
     for rule in never:
@@ -316,6 +324,16 @@ def _own(known: AgentPolicy | None) -> dict[str, Any]:
     alerts = {"loops": known.on_loop, "anomalies": known.on_anomaly}
     detect = {name: {"on_alert": does} for name, does in alerts.items() if does != "alert"}
     return found | ({"detect": detect} if detect else {})
+
+
+def _tiers(grant: Grant) -> str:
+    """What it proposes: run freely (1), log and alert (2), ask a human (3)."""
+    rule = grant.rule
+    if grant.effect != "allow":
+        return str(ASK)
+    if "tier" in rule:
+        return str(rule["tier"])
+    return " and ".join(sorted({str(verb_tier(rule["service"], action)) for action in rule["actions"]}))
 
 
 def _rule(rule: Mapping[str, Any]) -> Iterable[str]:

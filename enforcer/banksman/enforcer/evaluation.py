@@ -21,16 +21,13 @@ from banksman.enforcer.question import Question, Text
 from banksman.events import is_name
 from banksman.http_problem import Problem, problem
 from banksman.policy.holds import Facts
-from banksman.policy.subjects import attributes, written
+from banksman.policy.subjects import AGENT, attributes, written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from banksman.enforcer.callers import Caller
     from banksman.policy.compile import Bundle
-
-AGENT = "agent"
-"""The type of a subject that is an agent: nobody but itself may ask as such."""
 
 NO_SESSION = "authzen"
 """The session of a question that names none."""
