@@ -155,6 +155,26 @@ agents:
     assert set(again.policy.schedules) == {"office"}
 
 
+def test_of_several_rules_that_had_humans_asked_all_stay() -> None:
+    """Each may want the yes of others, and a condition says in which cases."""
+    current = load(b"""
+project: p
+agents:
+  a:
+    require_approval:
+      - {service: git, actions: [push], approvers: {any: [ann]}}
+      - {service: git, actions: ["p*"], approvers: {any: [ann]}}
+      - {service: git, actions: [push], branches: [main], approvers: {any: [bob]}}
+      - {service: git, actions: [push], branches: [main], when: {args.force: true}, approvers: {any: [eve]}}
+""").policy
+    made = suggest("p", "a", [did("git push acme/web main", "approve", times=3)], current)
+    assert [grant.times for grant in made.grants] == [3] * 3
+    policy = CompiledPolicy(load(made.text.encode()).policy)
+    for args, wanted in (({"force": False}, {"ann", "bob"}), ({"force": True}, {"ann", "bob", "eve"})):
+        ruling = policy.decide("a", "git", "push", "acme/web", "main", Facts(args)).ruling
+        assert (ruling.decision, {one.any[0] for one in ruling.approvers}) == ("approve", wanted)
+
+
 def test_a_tier_that_a_rule_says_stays() -> None:
     current = load(b"""
 project: p

@@ -79,9 +79,12 @@ def suggest(
     grants = tuple(
         grant
         for effect, said in (("allow", "allow"), ("require_approval", "approve"))
-        for grant in _grants(effect, [(one, rule) for one, rule in zip(recorded, by, strict=True) if one.said == said])
+        for grant in _grants(
+            effect,
+            [(one, rule) for one, several in zip(recorded, by, strict=True) if one.said == said for rule in several],
+        )
     )
-    used = {rule.id for rule in by if rule is not None}
+    used = {rule.id for several in by for rule in several if rule is not None}
     unused = tuple(rule for rule in rules if rule.effect != "never" and not rule.guardrail and rule.id not in used)
     refused: dict[str, int] = defaultdict(int)
     for one in recorded:
@@ -94,14 +97,16 @@ def suggest(
     return Suggestion(_text(project, agent, grants, never, unused, known, document or {}), grants, unused, denied)
 
 
-def _by(one: Recorded, rules: Sequence[Rule]) -> Rule | None:
-    """The rule that let it pass, or had a human asked; one without a condition if there is any. Of such the one whose tier
-    counted, which is the highest.
+def _by(one: Recorded, rules: Sequence[Rule]) -> Sequence[Rule | None]:
+    """The rule that let it pass; one without a condition if there is any, and of such the one whose tier counted, which is the
+    highest. Of those that had humans asked all, since each may want others' yes. None: nobody knows of any.
     """
     effect = {"allow": "allow", "approve": "require_approval", "deny": "never"}[one.said]
     found = [rule for rule in rules if rule.effect == effect and rule.service == one.service and _covers(rule, one)]
     found.sort(key=lambda rule: (rule.when is not None, -allow_tier(rule, one.service, one.action)))
-    return found[0] if found else None
+    if effect == "require_approval" and found:
+        return tuple({json.dumps(_held(rule), sort_keys=True): rule for rule in reversed(found)}.values())
+    return found[:1] or (None,)
 
 
 def _covers(rule: Rule, one: Recorded) -> bool:
