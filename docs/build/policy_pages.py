@@ -126,7 +126,8 @@ cannot be worked out. Text is compared as it stands: for what has several spelli
 
 For what `when` cannot say: arithmetic, and whether all or some of a list are such. A rule may have `expr`, in
 [CEL](https://cel.dev), with `when` or without; both must hold. It needs the extra `cel` (`pip install 'banksman[cel]'`; the image
-has it); without it a policy that has an `expr` does not load.
+has it) wherever policies are read: by enforcers, by processors, which take budgets from them, and where they are linted. Without it a
+policy that has an `expr` does not load there, and what was in force goes on.
 
 ```yaml
     allow:
