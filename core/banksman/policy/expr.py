@@ -134,7 +134,8 @@ class _Strict:
         self._each += 1
         name = f"__each_{self._each}"
         several = self._value(of, bound, within=within)
-        return f"{self._list(several)}.exists({name}, {self._strictly(name, '==', left)})"
+        found = f"{self._list(several)}.exists({name}, {self._strictly(name, '==', left)})"
+        return f"(({left} <= {left} || {left} >= {left}) ? {found} : {NOBODY})"  # an empty list would ask for nothing of it
 
     def _list(self, several: str) -> str:
         every = self.variables.get(("args", False))
@@ -150,6 +151,10 @@ class _Strict:
                 begins = len(said)  # of what a method is called of
             if isinstance(item, Group):
                 said.append(_in_brackets(item, self.whole(item.inner, bound, within=within)))
+                if (
+                    goes_on and item.opens == "["
+                ):  # else the checker takes what it gives for a whole number, as in 1.0 - l[0]
+                    said[begins:] = [f"dyn({' '.join(said[begins:])})"]
             elif item.kind == "number":
                 said.append(_number(item))
             elif item.said == "%":
