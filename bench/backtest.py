@@ -1,6 +1,6 @@
 """`banksman policy backtest` over a million recorded decisions, as a user runs it: command, read side, ClickHouse.
 
-usage: python bench/backtest.py [ROWS]        4,100,000 rows, of which a million are decisions; some three minutes
+usage: python bench/backtest.py [ROWS]        4,200,000 rows, of which a million are decisions; some three minutes
 
 200 agents in 8 projects over 30 days (question_rows.py); each project has a candidate of its own, so the command runs eight
 times. Without conditions ClickHouse counts equal operations; with one about an argument each decision is asked by itself.
@@ -26,7 +26,7 @@ from banksman import log
 from banksman.cli import main as cli
 from banksman.store.client import Store
 
-ROWS, PROJECTS = 4_100_000, 8
+ROWS, PROJECTS = 4_200_000, 8
 RULES = [
     {"service": "git", "actions": ["push"], "resources": ["acme/*"]},
     {"service": "fs", "actions": ["write"]},
