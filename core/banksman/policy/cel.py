@@ -49,7 +49,7 @@ class Program:
 
     def ask(self, values: Mapping[str, Any]) -> Told:
         """`values`: by the names of the strict form's variables, without those that there are not. Never raises for what is in
-        them; takes milliseconds, and 130 at most where its author adds up texts for each member of a list (docs/decisions/0095).
+        them; takes milliseconds, or 130 where its author adds up texts for each member of a list (docs/decisions/0095).
         """
         given = {name: value for name, of in values.items() if (value := _fit(of)) is not _UNFIT}
         try:
