@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from aiokafka import TopicPartition
@@ -30,6 +30,9 @@ from banksman.local import children
 from banksman.signing import Credential, Secret, Signer, create_secret, new_credential, new_token, service_signer
 from banksman.stamps import rfc3339, uuid7
 from banksman.topics import Topic
+
+if TYPE_CHECKING:
+    from tests.enforcer.access_desk import Office
 
 POLICY = """\
 project: shop
@@ -465,3 +468,18 @@ def two_replicas(broker: Broker, folder: Path, **more: str) -> Iterator[tuple[De
         finally:
             one.end()
             two.end()
+
+
+@pytest.fixture(scope="module")
+def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """Two replicas that a gateway asks by AuthZEN, and people who approve."""
+    from tests.enforcer.access_desk import open_office
+
+    with open_office(broker, tmp_path_factory.mktemp("office")) as made:
+        yield made
+
+
+@pytest.fixture
+def document() -> str:
+    """One that no other test asks about."""
+    return f"d-{uuid7()[-12:]}"

@@ -6,38 +6,21 @@ class of things. Where we are stricter (used once, nobody approves for himself) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from tests.enforcer.access_desk import (
     REQUESTS,
     USED,
     Office,
     access_request,
     again,
-    open_office,
     reading,
     refused,
     said,
 )
 from tests.enforcer.conftest import Answer, until
-from tests.servers import Broker
 
-from banksman.stamps import uuid7
 from banksman.topics import Topic
-
-
-@pytest.fixture(scope="module")
-def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    with open_office(broker, tmp_path_factory.mktemp("office")) as made:
-        yield made
-
-
-@pytest.fixture
-def document() -> str:
-    return f"d-{uuid7()[-12:]}"
-
 
 # ── the profile's examples ──
 

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.enforcer.access_desk import REQUESTS, Office, access_request, again, open_office, reading, refused
+from tests.enforcer.access_desk import REQUESTS, Office, access_request, again, reading, refused
 from tests.enforcer.conftest import until
-from tests.servers import Broker
 
 from banksman.stamps import uuid7
 from banksman.topics import Topic
-
-
-@pytest.fixture(scope="module")
-def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    with open_office(broker, tmp_path_factory.mktemp("office")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,27 +14,13 @@ from tests.enforcer.access_desk import (
     access_request,
     again,
     obeyed,
-    open_office,
     reading,
     refused,
     said,
 )
 from tests.enforcer.conftest import until
-from tests.servers import Broker
 
 from banksman.stamps import uuid7
-
-
-@pytest.fixture(scope="module")
-def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    with open_office(broker, tmp_path_factory.mktemp("office")) as made:
-        yield made
-
-
-@pytest.fixture
-def document() -> str:
-    return f"d-{uuid7()[-12:]}"
-
 
 # ── what it is good for ──
 
