@@ -16,6 +16,7 @@ from tests.servers import Broker, ClickHouseServer, freeze
 
 from banksman.events import Finding
 from banksman.stamps import rfc3339, uuid7
+from banksman.store.client import Store
 from banksman.topics import Topic
 
 GETS = (
@@ -34,6 +35,23 @@ def test_tokens_hosts_and_origins(stand: Stand, path: str) -> None:
     assert stand("GET", path, token=token, headers={"Host": "evil.example"}).status == 403
     assert stand("GET", path, token=token, headers={"Origin": "https://evil.example"}).status == 403
     assert stand("DELETE", path, token=token).status == 405
+
+
+def test_tables_from_before_a_migration_are_named_as_what_is_wrong(stand: Stand) -> None:
+    """A service that was upgraded before `banksman migrate` was run."""
+    call = stand.action("tool.call", "buyer", "s-older", service="git", action="pull")
+    stand.publish(call, stand.decision(call))
+    table = f"`{stand.archive.clickhouse.clickhouse_database}`.events"
+    store = Store(stand.archive.clickhouse, reader=False)
+    try:
+        store.command(f"ALTER TABLE {table} DROP COLUMN subject")
+        answer = stand("GET", "/v1/sessions/s-older", token=stand.desk.viewer)
+        assert answer.status == 503
+        assert "run `banksman migrate`" in answer.body["detail"]
+    finally:
+        store.command(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS subject String AFTER owner")
+        store.close()
+    stand.get("/v1/sessions/s-older")
 
 
 def test_what_needs_no_token_says_nothing(stand: Stand) -> None:

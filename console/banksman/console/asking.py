@@ -32,6 +32,8 @@ QUEUE_S = 2.0
 PROBE_S = 1.0
 """Between two probes, and about the longest that one waits for its answer."""
 MOST_BYTES = 64 << 20
+UNKNOWN_IDENTIFIER = 47
+OLDER = " - the tables are older than this version of banksman: run `banksman migrate`"
 Rows = list[dict[str, Any]]
 T = TypeVar("T")
 _log = logging.getLogger("banksman")
@@ -60,7 +62,8 @@ class Asking:
         except Busy:
             raise self._refusal(f"{QUESTIONS} questions wait for an answer already") from None
         except InvalidInput as error:  # a question of ours that it does not understand, or refuses to this user
-            raise self._refusal(str(error)) from None
+            older = isinstance(error, BadQuestion) and error.code == UNKNOWN_IDENTIFIER
+            raise self._refusal(f"{error}{OLDER if older else ''}") from None
 
     async def sql(self, query: str, parameters: Mapping[str, Any], form: str) -> bytes:
         """An analyst's query -> ClickHouse's bytes in `form`. Problem 422: ClickHouse's message; 429, 503."""
