@@ -7,8 +7,7 @@ it is answered, so every replica knows its task, its key and its words, also aft
 from __future__ import annotations
 
 import time
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from banksman.errors import Unavailable
 from banksman.events import AccessRequested
 from banksman.http_body import read_body, require_type
 from banksman.http_problem import Problem, problem
+from banksman.stamps import moment_ms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 LONGEST_KEY = 255
 SAME_MOMENT_S = 1.0
 """A caller may round `expires_at` on its way; what counts is what the log says."""
+
+
+class _Submitted(NamedTuple):
+    """What a request says. `echoed_ms`: when it says that the denial expires; `heavy`: it is too much for the loop."""
+
+    question: Evaluation
+    evaluation: str
+    echoed_ms: float
+    body_hash: str
+    heavy: bool
 
 
 class AccessTasks:
@@ -63,26 +73,24 @@ class AccessTasks:
         caller = self._callers.agent(request.scope["fields"])
         limits = caller.limits
         limits.take()
-        asked, question, body_hash, heavy = await self._read(request, caller)
+        asked = await self._read(request, caller)
         key = _key(request)
         key_hash = self._binding.key(caller.name, key) if key is not None else None
-        denied = self._binding.denied(caller.name, asked.denial.evaluation_id)
+        denied = self._binding.denied(caller.name, asked.evaluation)
         if denied is None:
             raise words.failure(
                 words.INVALID_BINDING, "no evaluation of yours has this id", field="denial.evaluation_id"
             )
         limits.waiting += 1
         try:
-            approval = await self._bound(caller, asked, question, denied, heavy)
-            await self._on_record(caller, question, approval, denied, body_hash, key_hash)
+            approval = await self._bound(caller, asked, denied)
+            await self._on_record(caller, asked.question, approval, denied, asked.body_hash, key_hash)
         finally:
             limits.waiting -= 1
         return self._told(request, approval, submitted=True)
 
-    async def _read(self, request: Request, caller: Caller) -> tuple[words.Submission, Evaluation, str, bool]:
-        """The body as (what is asked for, the question that was denied, the hash of it all, whether it is too much for the
-        loop). Problem 400, 403, 413 names the field.
-        """
+    async def _read(self, request: Request, caller: Caller) -> _Submitted:
+        """The body. Problem 400, 403, 413 names the field."""
         try:
             require_type(request.scope, "application/json")
         except Problem as refusal:  # these protocols have one word for it
@@ -107,30 +115,28 @@ class AccessTasks:
         if given.get("binding_token") is not None:
             raise words.failure(words.INVALID_BINDING, "none is given out here", field="denial.binding_token")
         try:
-            normal_time(asked.denial.expires_at, "denial.expires_at")
+            echoed_ms = moment_ms(normal_time(asked.denial.expires_at, "denial.expires_at"))
         except Problem as told:
             raise problem(400, f"denial.expires_at: {told.detail}", field=told.field) from None
-        return asked, question_of(caller, value), body_hash, heavy
+        return _Submitted(question_of(caller, value), asked.denial.evaluation_id, echoed_ms, body_hash, heavy)
 
     def _hashed(self, body: bytes) -> tuple[Any, str]:
         value = strict(body)
         return value, self._binding.body(value)
 
-    async def _bound(
-        self, caller: Caller, asked: words.Submission, question: Evaluation, denied: Denied, heavy: bool
-    ) -> Approval:
+    async def _bound(self, caller: Caller, asked: _Submitted, denied: Denied) -> Approval:
         """The approval that the denial opened. Problem 400, 410: there is none for what is asked for."""
         approval = await self._approving.named(caller, denied.approval)
         if approval is None:  # it was there: its evaluation id was made by one of us
             raise words.failure(words.EXPIRED_DENIAL, "the denial expired more than a day ago")
         facts = approval.facts
-        if facts.request_hash != await self._binding.hashed(caller, question.whole(facts.counted), heavy=heavy):
+        whole = asked.question.whole(facts.counted)
+        if facts.request_hash != await self._binding.hashed(caller, whole, heavy=asked.heavy):
             told = (
                 "subject, resource, action, their properties or the context that counts are not those that were denied"
             )
             raise words.failure(words.INVALID_BINDING, told)
-        echoed = datetime.fromisoformat(normal_time(asked.denial.expires_at, "denial.expires_at"))
-        if abs(echoed.timestamp() * 1000 - approval.expires_ms) > SAME_MOMENT_S * 1000:
+        if abs(asked.echoed_ms - approval.expires_ms) > SAME_MOMENT_S * 1000:
             raise words.failure(words.INVALID_BINDING, "this is not when the denial expires", field="denial.expires_at")
         return approval
 
